@@ -1,0 +1,1 @@
+"""The ComfyUI side: thin nodes, routes and hooks over the engine in `vram`."""

@@ -1,0 +1,1 @@
+"""The engine: memory, models and graphs. Imports nothing of ComfyUI, nor aiohttp."""

@@ -1,0 +1,1 @@
+"""Will the whole graph fit, phase by phase? Pure Python: no torch, no clock."""
