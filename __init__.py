@@ -7,7 +7,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 WEB_DIRECTORY = "./web"
 
-# ComfyUI imports this file by path. Anything else that does (pytest, a type checker, an IDE) has no ComfyUI to connect to.
+# ComfyUI imports this file by path. Whatever else does (pytest, a type checker) has no ComfyUI to connect to.
 if __package__ and find_spec("comfy") is not None and find_spec("folder_paths") is not None:
     from .nodes import connect
 

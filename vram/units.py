@@ -18,7 +18,7 @@ def from_gib(amount: float) -> int:
 
 
 def say_gib(count: int) -> str:
-    """Bytes for a person: `13.3 GB`, below 0.1 GiB in whole MB. 1 GB here is 2**30 bytes, as nvidia-smi and ComfyUI count."""
+    """Bytes for a person: `13.3 GB`, below 0.1 GiB in whole MB. 1 GB here is 2**30 bytes, as ComfyUI counts."""
     if count < 0:
         return "-" + say_gib(-count)
     if count < GIB // 10:

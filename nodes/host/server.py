@@ -1,0 +1,54 @@
+"""ComfyUI's web server: routes, the middleware around POST /prompt, and the prompt handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from server import PromptServer
+
+from .seams import MIDDLEWARE, PROMPT_HANDLER, ROUTES, SeamTable
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PROMPT_PATHS = frozenset({"/prompt", "/api/prompt"})
+
+
+class HostServer:
+    """The running PromptServer. Everything is added while custom nodes are imported: later the application is frozen."""
+
+    def __init__(self, seams: SeamTable) -> None:
+        self._instance = getattr(PromptServer, "instance", None)
+        self._seams = seams
+
+    def add_route(self, method: str, path: str, handler: Handler) -> bool:
+        """Serve `path`, and `/api` + `path`, as ComfyUI does with all its routes."""
+        routes = getattr(self._instance, "routes", None)
+        if self._seams.note(ROUTES, live=routes is not None) and routes is not None:
+            routes.route(method, path)(handler)
+            return True
+        return False
+
+    def around_prompt_posts(self, around: Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]) -> bool:
+        """Run `around` for every POST of a prompt, whichever client sends it."""
+
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if request.method == "POST" and request.path in PROMPT_PATHS:
+                return await around(request, handler)
+            return await handler(request)
+
+        app = getattr(self._instance, "app", None)
+        open_app = app is not None and not app.frozen
+        if self._seams.note(MIDDLEWARE, live=open_app) and app is not None:
+            app.middlewares.append(middleware)
+            return True
+        return False
+
+    def on_prompt(self, handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+        """Let `handler` see and return every prompt's body before it is validated."""
+        add = getattr(self._instance, "add_on_prompt_handler", None)
+        if self._seams.note(PROMPT_HANDLER, live=callable(add)) and callable(add):
+            add(handler)
+            return True
+        return False

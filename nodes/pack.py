@@ -1,0 +1,52 @@
+"""The parts of the running pack, put together once: host, monitor, offloader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..vram.monitor import VRAMMonitor
+from ..vram.offloader import VRAMOffloader
+from ..vram.plan.graph import build_chain
+from ..vram.plan.planner import make_plan
+from ..vram.plan.prompt import class_types
+from ..vram.plan.types import Card, Plan
+from ..vram.status import Status, read_status
+from .host import Host
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """What every node, route and hook of this pack works with."""
+
+    host: Host
+    monitor: VRAMMonitor
+    offloader: VRAMOffloader
+
+    def status(self) -> Status:
+        models = self.host.models
+        return read_status(
+            version=VERSION,
+            monitor=self.monitor,
+            offloader=self.offloader,
+            loaded_models=models.report(lambda key: self.offloader.pipeline_of(key) is not None),
+            running=self.host.execution.running,
+            rules=models.rules(),
+            seams=self.host.seams.report(),
+        )
+
+    def plan(self, prompt: object, targets: Iterable[str] | None = None) -> Plan:
+        """Plan an API-format prompt on the first card as it is now. Raises PromptError when it is none."""
+        rules = self.host.models.rules()
+        card = self.monitor.card()
+        chain = build_chain(
+            prompt=prompt,
+            vocabulary=self.host.models.vocabulary(class_types(prompt)),
+            library=self.host.files.header,
+            rules=rules,
+            card=card or Card("no accelerator", 0, 0),
+            targets=targets,
+        )
+        return make_plan(chain, card, rules, self.host.models.held())

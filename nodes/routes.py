@@ -1,0 +1,83 @@
+"""REST: GET /v1/hardware/vram and POST /v1/hardware/vram/check, also below /api."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any, Final
+
+from aiohttp import web
+
+from ..vram.plan.prompt import PromptError
+from ..vram.plan.report import check_report
+from ..vram.status import status_report
+from .pack import Pack
+from .preflight import MAX_PROMPT_BYTES
+
+logger = logging.getLogger("vram_headroom")
+
+STATUS_PATH: Final = "/v1/hardware/vram"
+CHECK_PATH: Final = "/v1/hardware/vram/check"
+
+
+class RequestError(ValueError):
+    """A request that can't be answered: the HTTP status, a machine's word and a person's sentence."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+class Routes:
+    """The handlers. Driver and disk are asked in a worker thread, never on ComfyUI's event loop."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+
+    async def status(self, request: web.Request) -> web.Response:
+        """What the cards, the pipelines and the host hold right now."""
+        return web.json_response(await asyncio.to_thread(lambda: status_report(self._pack.status())))
+
+    async def check(self, request: web.Request) -> web.Response:
+        """Whether a prompt fits: the Plan as JSON, 400 for a body that is no prompt, 413 for one over 8 MiB."""
+        try:
+            prompt, targets = _read_check(await _limited_body(request))
+            plan = await asyncio.to_thread(self._pack.plan, prompt, targets)
+        except PromptError as error:
+            return _refusal(RequestError(400, "not_a_prompt", str(error)))
+        except RequestError as error:
+            return _refusal(error)
+        return web.json_response(check_report(plan))
+
+
+async def _limited_body(request: web.Request) -> bytes:
+    """The body, read no further than the limit. Raises RequestError 413."""
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > MAX_PROMPT_BYTES:
+            raise RequestError(413, "too_large", f"a prompt of over {MAX_PROMPT_BYTES >> 20} MiB is not checked")
+    return bytes(body)
+
+
+def _read_check(raw: bytes) -> tuple[Any, list[str] | None]:
+    """The prompt in a body, bare or wrapped, and the output nodes asked for. Raises RequestError 400."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, "not_json", f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RequestError(400, "not_a_prompt", "the body is not a JSON object; send an API-format prompt")
+    # in a bare prompt every value is a node; a wrapped one has the prompt under this name
+    if "prompt" not in body or "class_type" in (body["prompt"] if isinstance(body["prompt"], dict) else {}):
+        return body, None
+    targets = body.get("partial_execution_targets")
+    if targets is not None and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        raise RequestError(400, "bad_targets", "partial_execution_targets is not a list of node ids")
+    return body["prompt"], targets
+
+
+def _refusal(error: RequestError) -> web.Response:
+    return web.json_response({"error": {"type": error.kind, "message": str(error)}}, status=error.status)

@@ -1,0 +1,288 @@
+"""An API-format prompt as a graph: links, values through primitive and switch nodes, and the order nodes run in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from .expression import ExpressionError, evaluate
+from .types import NodeSpec, NodeVocabulary
+
+SCALARS: Final = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"})
+
+MAX_HOPS: Final = 256
+"""Values that come through more nodes than this are called unknown."""
+
+
+class PromptError(ValueError):
+    """What was given is no API-format prompt; the message says what is wrong with it and where."""
+
+
+class Link(NamedTuple):
+    """The output `slot` of node `node_id`."""
+
+    node_id: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A value that is not known before the graph runs, and why."""
+
+    reason: str
+
+
+class Switch(NamedTuple):
+    """Input names of a node class that passes one of two inputs on and never evaluates the other."""
+
+    condition: str
+    when_true: str
+    when_false: str
+
+
+SWITCHES: Final[Mapping[str, Switch]] = {
+    "ComfySwitchNode": Switch("switch", "on_true", "on_false"),
+    "ComfySoftSwitchNode": Switch("switch", "on_true", "on_false"),
+}
+
+EXPRESSIONS: Final[Mapping[str, tuple[str, str]]] = {"ComfyMathExpression": ("expression", "values.")}
+"""Node class -> its expression input and what the names of its operands begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes by id, with the vocabulary that types them. Build with `parse_prompt`."""
+
+    nodes: Mapping[str, Mapping[str, Any]]
+    vocabulary: NodeVocabulary
+    targets: tuple[str, ...]
+    _values: dict[Link, object] = field(default_factory=dict, compare=False)
+
+    def class_of(self, node_id: str) -> str:
+        class_type = self.nodes[node_id].get("class_type")
+        return class_type if isinstance(class_type, str) else ""
+
+    def spec(self, node_id: str) -> NodeSpec | None:
+        return self.vocabulary.get(self.class_of(node_id))
+
+    def inputs(self, node_id: str) -> Mapping[str, Any]:
+        return self.nodes[node_id].get("inputs") or {}
+
+    def title(self, node_id: str) -> str:
+        """What a person knows the node by: its title where it has one of its own, else its class, and its id."""
+        meta = self.nodes[node_id].get("_meta")
+        title = meta.get("title") if isinstance(meta, dict) else None
+        return f"{title if isinstance(title, str) and title else self.class_of(node_id) or 'node'} {node_id}"
+
+    def link(self, node_id: str, name: str) -> Link | None:
+        """Where input `name` comes from, or None if it is a value or absent."""
+        return as_link(self.inputs(node_id).get(name))
+
+    def links(self, node_id: str) -> Iterator[tuple[str, Link]]:
+        """Linked inputs that would be evaluated: the branch that a switch does not take is left out."""
+        untaken = self._untaken_branch(node_id)
+        for name, value in self.inputs(node_id).items():
+            if name != untaken and (link := as_link(value)) is not None:
+                yield name, link
+
+    def input_type(self, node_id: str, name: str) -> str:
+        """Declared type of an input; for an undeclared one (wildcards, grown inputs) the type of what it is linked to."""
+        spec = self.spec(node_id)
+        declared = spec.inputs.get(name) if spec else None
+        if declared is not None and not is_wildcard(declared):
+            return declared
+        link = self.link(node_id, name)
+        return self.output_type(link) if link else declared or "*"
+
+    def output_type(self, link: Link, hops: int = 0) -> str:
+        """Declared type of an output; a switch's is that of the branch it takes."""
+        if link.node_id not in self.nodes or hops > MAX_HOPS:
+            return "*"
+        spec = self.spec(link.node_id)
+        declared = spec.outputs[link.slot] if spec and 0 <= link.slot < len(spec.outputs) else "*"
+        if is_wildcard(declared):
+            for _, source in self.links(link.node_id):
+                found = self.output_type(source, hops + 1)
+                if not is_wildcard(found) and found not in SCALARS:
+                    return found
+        return declared
+
+    def value(self, node_id: str, name: str) -> object:
+        """The value of input `name`: a plain JSON value, or Unknown. A missing one is its declared default."""
+        inputs = self.inputs(node_id)
+        if name not in inputs:
+            spec = self.spec(node_id)
+            if spec and name in spec.defaults:
+                return spec.defaults[name]
+            return Unknown(f"{self.title(node_id)} has no value for {name}")
+        raw = inputs[name]
+        link = as_link(raw)
+        return _unwrap(raw) if link is None else self.output_value(link)
+
+    def output_value(self, link: Link, hops: int = 0) -> object:
+        """The value of an output that primitive, switch and arithmetic nodes make, or Unknown with the reason."""
+        if link in self._values:
+            return self._values[link]
+        self._values[link] = Unknown(f"{link.node_id} depends on itself")
+        self._values[link] = found = self._compute(link, hops)
+        return found
+
+    def _compute(self, link: Link, hops: int) -> object:
+        node_id = link.node_id
+        if node_id not in self.nodes:
+            return Unknown(f"node {node_id} is not in the prompt")
+        if hops > MAX_HOPS:
+            return Unknown(f"{self.title(node_id)} is too many nodes away")
+        class_type = self.class_of(node_id)
+        if class_type in SWITCHES:
+            branch = self.taken_branch(node_id)
+            return self._input_value(node_id, branch, hops) if isinstance(branch, str) else branch
+        if class_type in EXPRESSIONS:
+            return self._expression_value(node_id, link.slot, hops)
+        if (passed := self._passed_on(node_id, link.slot)) is not None:
+            return self._input_value(node_id, passed, hops)
+        return Unknown(f"{self.title(node_id)} is only known when it has run")
+
+    def _input_value(self, node_id: str, name: str, hops: int) -> object:
+        link = self.link(node_id, name)
+        return self.output_value(link, hops + 1) if link else self.value(node_id, name)
+
+    def _passed_on(self, node_id: str, slot: int) -> str | None:
+        """The one input a node passes on unchanged: primitives (`value` of the output's own type) and reroutes."""
+        spec = self.spec(node_id)
+        if spec is None or slot >= len(spec.outputs):
+            return None
+        if is_wildcard(spec.outputs[slot]) and len(self.inputs(node_id)) == 1:
+            return next(iter(self.inputs(node_id)))
+        if list(spec.inputs) == ["value"] and spec.outputs[slot] == spec.inputs["value"]:
+            return "value"
+        return None
+
+    def _expression_value(self, node_id: str, slot: int, hops: int) -> object:
+        expression_input, prefix = EXPRESSIONS[self.class_of(node_id)]
+        names: dict[str, int | float] = {}
+        for name in self.inputs(node_id):
+            if name.startswith(prefix):
+                operand = self._input_value(node_id, name, hops)
+                if isinstance(operand, Unknown):
+                    return operand
+                if isinstance(operand, (int, float)):
+                    names[name.removeprefix(prefix)] = operand
+        expression = self._input_value(node_id, expression_input, hops)
+        if not isinstance(expression, str):
+            return Unknown(f"{self.title(node_id)} has no expression")
+        try:
+            result = evaluate(expression, names)
+        except ExpressionError as error:
+            return Unknown(f"{self.title(node_id)}: {error}")
+        spec = self.spec(node_id)
+        kind = spec.outputs[slot] if spec and slot < len(spec.outputs) else "FLOAT"
+        return {"INT": int, "BOOLEAN": bool}.get(kind, float)(result)
+
+    def taken_branch(self, node_id: str) -> str | Unknown:
+        """The input that a switch passes on, or why that is not known."""
+        switch = SWITCHES[self.class_of(node_id)]
+        condition = self.value(node_id, switch.condition)
+        if isinstance(condition, Unknown):
+            return condition
+        taken = switch.when_true if condition else switch.when_false
+        other = switch.when_false if condition else switch.when_true
+        return taken if taken in self.inputs(node_id) else other
+
+    def _untaken_branch(self, node_id: str) -> str | None:
+        if self.class_of(node_id) not in SWITCHES:
+            return None
+        taken = self.taken_branch(node_id)
+        switch = SWITCHES[self.class_of(node_id)]
+        if isinstance(taken, Unknown):
+            return None
+        return switch.when_false if taken == switch.when_true else switch.when_true
+
+    def run_order(self) -> tuple[str, ...]:
+        """Ids of the nodes that would run, inputs before the nodes they feed. Raises PromptError for a loop."""
+        order: list[str] = []
+        done: set[str] = set()
+        open_path: dict[str, None] = {}
+        for target in self.targets:
+            stack: list[tuple[str, Iterator[tuple[str, Link]]]] = []
+            if target not in done:
+                open_path[target] = None
+                stack.append((target, self.links(target)))
+            while stack:
+                node_id, pending = stack[-1]
+                for _, link in pending:
+                    if link.node_id in open_path:
+                        raise PromptError(f"nodes {' -> '.join([*open_path, link.node_id])} form a loop")
+                    if link.node_id not in done and link.node_id in self.nodes:
+                        open_path[link.node_id] = None
+                        stack.append((link.node_id, self.links(link.node_id)))
+                        break
+                else:
+                    stack.pop()
+                    del open_path[node_id]
+                    done.add(node_id)
+                    order.append(node_id)
+        return tuple(order)
+
+
+def parse_prompt(prompt: object, vocabulary: NodeVocabulary, targets: Iterable[str] | None = None) -> Graph:
+    """Check that `prompt` is an API-format prompt and find what would be run.
+
+    `targets` limits it to these output nodes, as ComfyUI's partial_execution_targets does.
+    Raises PromptError when it is no prompt; anything wrong inside a node is left for the planner to say.
+    """
+    if not isinstance(prompt, dict) or not prompt:
+        raise PromptError("a prompt is a non-empty JSON object of nodes by id, as ComfyUI's Export (API) writes it")
+    if isinstance(prompt.get("nodes"), list):
+        raise PromptError("this is a saved workflow; a prompt is what ComfyUI's Export (API) writes")
+    for node_id, node in prompt.items():
+        if not isinstance(node_id, str) or not isinstance(node, dict):
+            raise PromptError(f"node {node_id!r} is not a JSON object with class_type and inputs")
+        if not isinstance(node.get("inputs", {}), dict):
+            raise PromptError(f"the inputs of node {node_id!r} are not a JSON object")
+    if not any("class_type" in node for node in prompt.values()):
+        raise PromptError("no node has a class_type: this is no API-format prompt")
+    wanted = None if targets is None else set(targets)
+    outputs = tuple(
+        node_id
+        for node_id, node in prompt.items()
+        if (spec := vocabulary.get(str(node.get("class_type", "")))) is not None
+        and spec.is_output
+        and (wanted is None or node_id in wanted)
+    )
+    return Graph(nodes=prompt, vocabulary=vocabulary, targets=outputs)
+
+
+def class_types(prompt: object) -> frozenset[str]:
+    """The node classes a prompt names, for a host that builds its vocabulary on demand."""
+    if not isinstance(prompt, dict):
+        return frozenset()
+    named = (node.get("class_type") for node in prompt.values() if isinstance(node, dict))
+    return frozenset(name for name in named if isinstance(name, str))
+
+
+def content_key(prompt: object) -> str:
+    """A text equal for equal prompts, whatever the order of their keys."""
+    return json.dumps(prompt, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def as_link(value: object) -> Link | None:
+    """ComfyUI's own test for a link: a list of a node id and a slot number (comfy_execution/graph_utils.py is_link)."""
+    match value:
+        case [str() as node_id, int() | float() as slot] if not isinstance(slot, bool):
+            return Link(node_id, int(slot))
+    return None
+
+
+def is_wildcard(declared: str) -> bool:
+    """A type that takes whatever it is linked to."""
+    return declared == "*" or declared.startswith("COMFY_MATCHTYPE") or declared.startswith("COMFY_AUTOGROW")
+
+
+def _unwrap(value: object) -> object:
+    """The front end wraps array widgets as {"__value__": [...]}."""
+    if isinstance(value, dict) and set(value) == {"__value__"}:
+        return value["__value__"]
+    return value

@@ -1,0 +1,189 @@
+"""The values that cross the planner: host rules, vocabulary, chain, card and plan. All frozen, all bytes ints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from ..estimate.checkpoint import Checkpoint
+
+PhaseKind = Literal["text_encode", "clip_vision", "vae_encode", "sample", "vae_decode", "other"]
+ModelRole = Literal["generator", "text_encoder", "vae", "clip_vision", "lora"]
+Verdict = Literal["fits", "fits_with_offload", "does_not_fit", "unknown"]
+
+
+class Estimate(NamedTuple):
+    """Bytes of peak allocated memory: the expected value between its bounds."""
+
+    expected: int
+    lower: int
+    upper: int
+
+    def plus(self, other: int) -> Estimate:
+        return Estimate(self.expected + other, self.lower + other, self.upper + other)
+
+
+class NodeSpec(NamedTuple):
+    """The types of one node class, as its host declares them."""
+
+    inputs: Mapping[str, str]
+    """Input name to type: `MODEL`, `INT`, ...; `COMBO` for a list of choices."""
+    outputs: tuple[str, ...]
+    is_output: bool = False
+    defaults: Mapping[str, object] = {}
+    """Widget defaults, where declared."""
+
+
+NodeVocabulary = Mapping[str, NodeSpec]
+"""Node classes by name. A class that is not in it is unknown to the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRules:
+    """How the host loads and evicts, as values: the planner replays them and asks the host nothing."""
+
+    version: str = "unknown"
+    patchers: Literal["legacy", "dynamic"] = "legacy"
+    vram_state: str = "NORMAL_VRAM"
+    reserve_bytes: int = 400 << 20
+    """What the host keeps free beside inference: 400 MiB on Linux (ComfyUI model_management.EXTRA_RESERVED_VRAM)."""
+    minimum_inference_bytes: int = round(0.8 * (1 << 30)) + (400 << 20)
+    """Least memory the host keeps for a forward: 0.8 GiB + reserve (ComfyUI minimum_inference_memory)."""
+    headroom_bytes: int = 256 << 20
+    """Dynamic patchers drop pages below this much free memory (comfy-aimdo's default headroom)."""
+    minimum_weight_ratio: float = 0.0
+    """Share of the free memory that weights get at least: 0.0 on NVIDIA, 0.4 elsewhere (MIN_WEIGHT_MEMORY_RATIO)."""
+    flash_attention: bool = True
+    """Attention whose memory grows with the tokens only (PyTorch SDPA flash, xformers)."""
+    fp8_compute: bool = False
+    """The card multiplies fp8 itself (compute capability 8.9 and newer)."""
+    text_encoder_on_card: bool = True
+    compute_bytes: int = 2
+    """Bytes of one element in the diffusion model's compute dtype: 2 on a GPU (fp16), 4 on the CPU."""
+    vae_compute_bytes: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card at the moment of planning, in bytes."""
+
+    name: str
+    total: int
+    free: int
+    """Free for anybody, as the driver says."""
+    safety_margin: int = 0
+    """Never planned with."""
+
+
+class HeldModel(NamedTuple):
+    """A model the host has on the card already."""
+
+    file: str | None
+    """Absolute path it was loaded from, where the host knows."""
+    name: str
+    bytes: int
+    bytes_on_card: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model that the graph loads: one per file and load options, however many nodes share it."""
+
+    node_id: str
+    role: ModelRole
+    file: str
+    """As the widget names it."""
+    path: str
+    """Absolute, empty when the file is not there."""
+    file_bytes: int | None
+    """Sum of the file's tensors; None when the header could not be read."""
+    resident_bytes: int | None
+    """What it takes on the card, fully loaded, with this graph's load options."""
+    architecture: str
+    """`WAN 2.2 14B`, `UMT5-XXL`, ...; `unknown` if the keys are of no known architecture."""
+    dim: int | None = None
+    """Hidden size of a diffusion model: what ComfyUI's activation formula grows with."""
+    usage_factor: float | None = None
+    spatial_stride: int | None = None
+    """Pixels of one latent cell, where the model fixes it."""
+    on_card: bool = True
+    """False when the graph puts it on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One node's compute, with the models it needs at once."""
+
+    kind: PhaseKind
+    node_id: str
+    class_type: str
+    models: tuple[ModelRef, ...]
+    loras: tuple[ModelRef, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    batch: int | None = None
+    steps: int | None = None
+    cfg: float | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The phases of a graph in the order they run, with what had to be assumed to say so."""
+
+    phases: tuple[Phase, ...]
+    models: tuple[ModelRef, ...]
+    assumptions: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """Why no verdict can be given, if so."""
+
+
+class MissingFileError(LookupError):
+    """A model file that the graph names cannot be read; the message says which and why."""
+
+
+Library = Callable[[str, str], Checkpoint]
+"""(model folder, file name) -> header. Raises MissingFileError."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhasePlan:
+    """What one phase will do to the card."""
+
+    phase: Phase
+    resident: int
+    """Bytes of this phase's weights on the card."""
+    streamed: int
+    """Bytes of weights that cross the bus in each step."""
+    leaving: tuple[str, ...]
+    """Files that leave the card, wholly or partly, to make room."""
+    activation: Estimate | None
+    available: int
+    """Bytes this phase could have if all that can leave did."""
+    peak: Estimate | None
+    """Peak allocated on the card by everything the host holds."""
+
+    @property
+    def short(self) -> int:
+        """Bytes missing by the expected value; 0 when it runs."""
+        return max(0, self.activation.expected - self.available) if self.activation else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer for a whole graph; every face shows this one object."""
+
+    plan_id: str
+    verdict: Verdict
+    message: str
+    card: Card
+    phases: tuple[PhasePlan, ...]
+    models: tuple[ModelRef, ...]
+    peak_phase: int | None
+    assumptions: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def runs(self) -> bool:
+        return self.verdict != "does_not_fit"
