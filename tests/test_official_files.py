@@ -132,6 +132,7 @@ def test_files_take_almost_no_disk_space(paths: dict[str, Path], name: str) -> N
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_the_library_opens_them_and_finds_the_same_tensors(paths: dict[str, Path], headers: HeaderCache, name: str) -> None:
+    pytest.importorskip("numpy", reason="safetensors opens files without mapping them privately for numpy only")
     read = headers.get(paths[name])
     with safetensors.safe_open(paths[name], framework="numpy") as opened:  # "pt" maps the file as private memory
         found = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
