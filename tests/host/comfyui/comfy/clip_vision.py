@@ -1,0 +1,42 @@
+"""The CLIP vision object that a loader returns."""
+
+from typing import Any
+
+import torch
+from standin.card import Booked
+from standin.models import CLIPVisionModelProjection, ModelFile, build
+
+from . import model_management
+from .model_patcher import ModelPatcher
+
+# ViT-H/14 at 224 pixels in 16 bit: 257 tokens of 1280, three projections, 16 heads of scores and a 5120-wide feed-forward.
+ENCODE_BYTES = 257 * 2 * (5 * 1280 + 16 * 257 + 2 * 5120)
+
+
+class Output(dict[str, Any]):
+    """Hidden states by name, as attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+
+class ClipVisionModel:
+    def __init__(self, model: CLIPVisionModelProjection) -> None:
+        self.model = model
+        self.load_device = model_management.text_encoder_device()
+        self.dtype = model_management.text_encoder_dtype(self.load_device)
+        self.patcher = ModelPatcher(model, self.load_device, model_management.text_encoder_offload_device())
+
+    def encode_image(self, image: torch.Tensor, crop: bool = True) -> Output:
+        model_management.load_model_gpu(self.patcher)
+        with Booked(ENCODE_BYTES * image.shape[0], "CLIP vision activations", self.load_device):
+            hidden = self.model(image[..., :3].movedim(-1, 1).float())
+        return Output(last_hidden_state=hidden, image_embeds=hidden[:, 0], penultimate_hidden_states=hidden)
+
+
+def load(ckpt_path: str) -> ClipVisionModel | None:
+    file = ModelFile(ckpt_path)
+    return ClipVisionModel(build(CLIPVisionModelProjection, file)) if file.is_clip_vision else None

@@ -1,0 +1,266 @@
+"""Text encoder, VAE and diffusion model objects as nodes hand them around, on tiny models with real books."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from standin.card import Booked, on_card
+from standin.models import WAN21, ModelFile, WanTEModel, WanVAE, build
+
+from . import model_management
+from .model_patcher import ModelPatcher
+
+# What UMT5-XXL's 512 tokens hold at once in 16 bit: hidden states of 4096 in and out of a layer, queries, keys, values and 64
+# heads of 512 x 512 scores, and the two 10240-wide halves of the feed-forward. ComfyUI itself reserves nothing for it.
+TEXT_ENCODE_BYTES = 512 * 2 * (2 * 4096 + 3 * 4096 + 64 * 512 + 2 * 10240)
+
+
+class CLIPType(Enum):
+    STABLE_DIFFUSION = 1
+    WAN = 13
+
+
+class CLIP:
+    def __init__(self, model: WanTEModel | None = None, model_options: dict[str, Any] | None = None) -> None:
+        if model is None:
+            return
+        options = model_options or {}
+        load_device = options.get("load_device", model_management.text_encoder_device())
+        offload_device = options.get("offload_device", model_management.text_encoder_offload_device())
+        self.cond_stage_model = model
+        model.dtype = torch.float16 if on_card(load_device) else torch.float32
+        self.patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+        self.patcher.is_clip = True
+        size = self.patcher.model_size()
+        if model_management.text_encoder_initial_device(load_device, offload_device, size) == load_device:
+            model_management.load_models_gpu([self.patcher], force_full_load=True)
+        self.layer_idx: int | None = None
+
+    def clone(self, disable_dynamic: bool = False) -> CLIP:
+        other = CLIP()
+        other.patcher = self.patcher.clone(disable_dynamic=disable_dynamic)
+        other.cond_stage_model = self.cond_stage_model
+        other.layer_idx = self.layer_idx
+        return other
+
+    def tokenize(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> list[int]:
+        return [*text.encode()[:511], 1]
+
+    def load_model(self, tokens: Any = None) -> ModelPatcher:
+        model_management.load_models_gpu([self.patcher], memory_required=0)
+        return self.patcher
+
+    def encode_from_tokens(self, tokens: list[int], return_pooled: bool = False, return_dict: bool = False) -> Any:
+        self.load_model(tokens)
+        with Booked(TEXT_ENCODE_BYTES, "text encoder activations", self.patcher.load_device):
+            cond = self.cond_stage_model.encode_token_weights(tokens)
+        if return_dict:
+            return {"cond": cond, "pooled_output": None}
+        return (cond, None) if return_pooled else cond
+
+    def encode_from_tokens_scheduled(self, tokens: list[int], **kwargs: Any) -> list[list[Any]]:
+        encoded = self.encode_from_tokens(tokens, return_dict=True)
+        cond = encoded.pop("cond")
+        return [[cond, encoded]]
+
+
+class VAE:
+    def __init__(self, model: WanVAE, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        self.first_stage_model = model
+        self.device = model_management.vae_device() if device is None else device
+        self.output_device = model_management.intermediate_device()
+        self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+        self.vae_dtype = dtype or model_management.vae_dtype(self.device, self.working_dtypes)
+        self.latent_channels = model.channels
+        self.latent_dim = 3
+        self.disable_offload = False
+        self.size: int | None = None
+        self.patcher = ModelPatcher(model, self.device, model_management.vae_offload_device())
+
+    def model_size(self) -> int:
+        self.size = self.patcher.model_size()
+        return self.size
+
+    def throw_exception_if_invalid(self) -> None: ...
+
+    def spacial_compression_decode(self) -> int:
+        return self.first_stage_model.stride
+
+    def spacial_compression_encode(self) -> int:
+        return self.first_stage_model.stride
+
+    def temporal_compression_decode(self) -> int:
+        return 4
+
+    def memory_used_decode(self, shape: Any, dtype: torch.dtype) -> int:
+        """ComfyUI's formula for a latent shape (0.33, sd.py): frames beyond the fourth do not matter."""
+        size = model_management.dtype_size(dtype)
+        if self.first_stage_model.is_22:
+            return 8000 * shape[3] * shape[4] * 256 * size
+        return (2200 if shape[2] <= 4 else 7000) * shape[3] * shape[4] * 64 * size
+
+    def memory_used_encode(self, shape: Any, dtype: torch.dtype) -> int:
+        size = model_management.dtype_size(dtype)
+        if self.first_stage_model.is_22:
+            return 3300 * shape[3] * shape[4] * size
+        return (1500 if shape[2] <= 4 else 6000) * shape[3] * shape[4] * size
+
+    def decode(self, samples_in: torch.Tensor, vae_options: dict[str, Any] | None = None) -> torch.Tensor:
+        memory_used = self.memory_used_decode(samples_in.shape, self.vae_dtype)
+        with _tiled_instead() as out_of_memory:
+            self._load(memory_used)
+            with Booked(memory_used, "VAE decode", self.device):
+                return self._pixels(samples_in)
+        if out_of_memory:
+            logging.warning("Warning: Ran out of memory when regular VAE decoding, retrying with tiled VAE decoding.")
+        return self._decode_in_tiles_that_fit(samples_in, memory_used)
+
+    def _decode_in_tiles_that_fit(self, samples: torch.Tensor, memory_used: int) -> torch.Tensor:
+        """Tiles of 256 pixels, fewer frames until one fits the budget, then as wide as the budget allows."""
+        budget = min(memory_used, int(model_management.get_total_memory(self.device) * 0.8))
+        self._load(budget)
+        tile, frames = 256 // self.spacial_compression_decode(), samples.shape[2]
+
+        def cost(frames: int, tile: int) -> int:
+            return self.memory_used_decode(_bounded(samples.shape, tile, tile, frames), self.vae_dtype)
+
+        while frames > 2 and cost(frames, tile) > budget:
+            frames = -(-frames // 2)
+        while tile * 2 <= max(samples.shape[3:]) and cost(frames, tile * 2) <= budget:
+            tile *= 2
+        with Booked(cost(frames, tile), "VAE decode, one tile", self.device):
+            return self._pixels(samples)
+
+    def decode_tiled(
+        self,
+        samples: torch.Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> torch.Tensor:
+        cost = self.memory_used_decode(_bounded(samples.shape, tile_x, tile_y, tile_t), self.vae_dtype)
+        self._load(cost)
+        with Booked(cost, "VAE decode, one tile", self.device):
+            return self._pixels(samples)
+
+    def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
+        """(frames, height, width, 3) to (1, channels, latent frames, h, w)."""
+        stride = self.spacial_compression_encode()
+        height, width = (size // stride * stride for size in pixel_samples.shape[1:3])
+        pixels = pixel_samples[:, :height, :width, :3].permute(3, 0, 1, 2)[None].float()
+        memory_used = self.memory_used_encode(pixels.shape, self.vae_dtype)
+        with _tiled_instead() as out_of_memory:
+            self._load(memory_used)
+            with Booked(memory_used, "VAE encode", self.device):
+                return self.first_stage_model.encode(pixels)
+        if out_of_memory:
+            logging.warning("Warning: Ran out of memory when regular VAE encoding, retrying with tiled VAE encoding.")
+        tile = self.memory_used_encode((1, 3, pixels.shape[2], 256, 256), self.vae_dtype)
+        with Booked(tile, "VAE encode, one tile", self.device):
+            return self.first_stage_model.encode(pixels)
+
+    def encode_tiled(
+        self,
+        pixel_samples: torch.Tensor,
+        tile_x: int = 512,
+        tile_y: int = 512,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> torch.Tensor:
+        pixels = pixel_samples[..., :3].permute(3, 0, 1, 2)[None].float()
+        cost = self.memory_used_encode((1, 3, pixels.shape[2], tile_y, tile_x), self.vae_dtype)
+        self._load(cost)
+        with Booked(cost, "VAE encode, one tile", self.device):
+            return self.first_stage_model.encode(pixels)
+
+    def _load(self, memory_required: int) -> None:
+        model_management.load_models_gpu([self.patcher], memory_required, force_full_load=self.disable_offload)
+
+    def _pixels(self, samples: torch.Tensor) -> torch.Tensor:
+        return self.first_stage_model.decode(samples.float()).movedim(1, -1)
+
+
+@contextmanager
+def _tiled_instead() -> Iterator[list[BaseException]]:
+    """Swallows an out-of-memory error, so that what follows the block can try it with less."""
+    errors: list[BaseException] = []
+    try:
+        yield errors
+    except Exception as error:
+        model_management.raise_non_oom(error)
+        errors.append(error.with_traceback(None))
+
+
+def _bounded(shape: Any, tile_x: int | None, tile_y: int | None, tile_t: int | None) -> tuple[int, ...]:
+    frames, height, width = shape[2:]
+    return (
+        *shape[:2],
+        min(frames, tile_t or frames),
+        min(height, tile_y or height),
+        min(width, tile_x or width),
+    )
+
+
+def load_diffusion_model(
+    unet_path: str,
+    model_options: dict[str, Any] = {},  # noqa: B006
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    file = ModelFile(unet_path)
+    if not file.is_diffusion_model:
+        raise RuntimeError(f"ERROR: Could not detect model type of: {unet_path}")
+    device = model_management.get_torch_device()
+    model: WAN21 = build(WAN21, file)
+    model.dtype = model_management.unet_dtype(device)
+    patcher = ModelPatcher(model, device, model_management.unet_offload_device())
+    patcher.cached_patcher_init = (load_diffusion_model, (unet_path, model_options))
+    return patcher
+
+
+def load_clip(
+    ckpt_paths: list[str],
+    embedding_directory: Any = None,
+    clip_type: CLIPType = CLIPType.STABLE_DIFFUSION,
+    model_options: dict[str, Any] = {},  # noqa: B006
+    disable_dynamic: bool = False,
+) -> CLIP:
+    file = ModelFile(ckpt_paths[0])
+    if not file.is_text_encoder:
+        raise RuntimeError(f"ERROR: the stand-in knows only UMT5 text encoders, and {file.name} is none")
+    clip = CLIP(build(WanTEModel, file), model_options)
+    clip.patcher.cached_patcher_init = (
+        load_clip_model_patcher,
+        (ckpt_paths, embedding_directory, clip_type, model_options),
+    )
+    return clip
+
+
+def load_clip_model_patcher(
+    ckpt_paths: list[str],
+    embedding_directory: Any = None,
+    clip_type: CLIPType = CLIPType.STABLE_DIFFUSION,
+    model_options: dict[str, Any] = {},  # noqa: B006
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    return load_clip(ckpt_paths, embedding_directory, clip_type, model_options, disable_dynamic).patcher
+
+
+def load_vae(vae_path: str) -> VAE:
+    file = ModelFile(vae_path)
+    if not file.is_vae:
+        raise RuntimeError("ERROR: VAE is invalid: None")
+    vae = VAE(build(WanVAE, file))
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (vae_path, None, None))
+    return vae
+
+
+def load_vae_patcher(vae_path: str, metadata: Any, device: Any, disable_dynamic: bool = False) -> ModelPatcher:
+    return load_vae(vae_path).patcher
