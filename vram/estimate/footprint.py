@@ -20,6 +20,12 @@ TOKENIZER_KEYS: Final = frozenset({"spiece_model", "tekken_model", "tokenizer_js
 PATCH_EMBEDDING_BYTES: Final = 4
 """WAN keeps patch_embedding in fp32 (ComfyUI comfy/ldm/wan/model.py)."""
 
+SCHEDULE_BYTES: Final = 4000
+"""Every diffusion model carries 1000 fp32 sigmas (ComfyUI comfy/model_sampling.py ModelSamplingDiscreteFlow)."""
+
+LOGIT_SCALE_BYTES: Final = 4
+"""Every text encoder carries one fp32 logit_scale (ComfyUI comfy/sd1_clip.py SDClipModel)."""
+
 FP8_KEEP_SHARE: Final = 0.88
 """Plain fp8 is kept when 16 bit would take more than 0.88 of the card less the inference minimum (unet_dtype)."""
 
@@ -50,7 +56,7 @@ def diffusion_model_bytes(
         fp8_compute or checkpoint.parameters * compute_bytes > card_total * FP8_KEEP_SHARE - minimum_inference
     )
     cast_all_to = 1 if (weight_dtype.startswith("fp8") and not quantised) or keep_fp8 else None
-    total = 0
+    total = SCHEDULE_BYTES
     for tensor in checkpoint.tensors.values():
         if tensor.name.endswith("patch_embedding.weight") or tensor.name.endswith("patch_embedding.bias"):
             total += tensor.elements * PATCH_EMBEDDING_BYTES
@@ -66,7 +72,7 @@ def diffusion_model_bytes(
 def text_encoder_bytes(checkpoint: Checkpoint, *, compute_bytes: int = 2) -> int:
     """Resident bytes of a text encoder: fp8 and quantised layers as stored, the rest in 16 bit, without its tokenizer."""
     quantised = is_quantised(checkpoint)
-    total = 0
+    total = LOGIT_SCALE_BYTES
     for tensor in checkpoint.tensors.values():
         if tensor.name in TOKENIZER_KEYS:
             continue

@@ -177,7 +177,8 @@ def _offload_message(phases: tuple[PhasePlan, ...]) -> str:
             )
     if not parts:
         leaving = list(dict.fromkeys(name for planned in phases for name in planned.leaving))
-        return f"Runs on this card, one after the other: {', '.join(leaving)} leaves to make room; nothing streams."
+        verb = "leaves" if len(leaving) == 1 else "leave"
+        return f"Runs on this card, one model after the other: {', '.join(leaving)} {verb} to make room; nothing streams."
     return "Runs on this card. " + "; ".join(dict.fromkeys(parts)) + "."
 
 

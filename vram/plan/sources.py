@@ -34,6 +34,10 @@ PART_PREFIXES: Final[Mapping[ModelRole, tuple[str, ...]]] = {
 """What a whole checkpoint's keys begin with, by part (ComfyUI comfy/supported_models_base.py)."""
 
 
+LOAD_OPTIONS: Final = ("weight_dtype", "device", "type")
+"""Inputs that make two loads of one file two models."""
+
+
 class Sources(NamedTuple):
     """The models behind one link, and the LoRAs patched onto them on the way."""
 
@@ -180,8 +184,8 @@ class SourceFinder:
         file: str,
         size: Callable[[Checkpoint, Architecture], tuple[int, bool]],
     ) -> ModelRef:
-        options = tuple(self.graph.value(node_id, name) for name in ("weight_dtype", "device", "type"))
-        key = (role, folder, file, *map(str, options))
+        values = (self.graph.value(node_id, name) for name in LOAD_OPTIONS)
+        key = (role, folder, file, *(None if isinstance(value, Unknown) else repr(value) for value in values))
         if key in self._refs:
             return self._refs[key]
         try:

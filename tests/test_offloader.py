@@ -1,0 +1,102 @@
+"""The books: who belongs to which pipeline, where it is, and that they keep nothing alive."""
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+from vram_headroom.vram.components import ComponentRole
+from vram_headroom.vram.offloader import VRAMOffloader, get_vram_offloader
+
+
+@dataclass
+class PaperHandle:
+    """A handle whose model is three numbers."""
+
+    key: object
+    size: int = 100
+    on_card: int = 0
+    alive: bool = True
+    in_use: bool = False
+    elastic: bool = False
+
+    def total_bytes(self) -> int:
+        return self.size
+
+    def bytes_on_card(self) -> int:
+        return self.on_card
+
+
+def test_a_pipeline_lists_its_components_with_placement_bytes_and_role() -> None:
+    books = VRAMOffloader()
+    books.register("wan", "dit.safetensors", ComponentRole.GENERATOR, PaperHandle("g", 100, 40), node_id="8:3")
+    books.register("wan", "umt5.safetensors", ComponentRole.TEXT_ENCODER, PaperHandle("t", 60, 0))
+    books.register("wan", "vae.safetensors", ComponentRole.VAE, PaperHandle("v", 10, 10))
+    (pipeline,) = books.status()
+    assert (pipeline.name, pipeline.state) == ("wan", "idle")
+    assert [(c.name, c.role, c.placement, c.bytes, c.bytes_on_card, c.node_id) for c in pipeline.components] == [
+        ("dit.safetensors", ComponentRole.GENERATOR, "partial", 100, 40, "8:3"),
+        ("umt5.safetensors", ComponentRole.TEXT_ENCODER, "cpu", 60, 0, None),
+        ("vae.safetensors", ComponentRole.VAE, "gpu", 10, 10, None),
+    ]
+
+
+def test_a_pipeline_is_active_idle_or_offloaded() -> None:
+    books, handle = VRAMOffloader(), PaperHandle("g")
+    books.register("wan", "dit", ComponentRole.GENERATOR, handle)
+    assert books.status()[0].state == "offloaded"
+    assert books.get_loaded_pipelines() == ()
+    handle.on_card = 5
+    assert books.status()[0].state == "idle"
+    assert books.get_loaded_pipelines() == ("wan",)
+    handle.in_use = True
+    assert books.status()[0].state == "active"
+
+
+def test_registering_a_model_again_never_doubles_it() -> None:
+    books = VRAMOffloader()
+    books.register("wan", "old name", ComponentRole.VAE, PaperHandle("v"))
+    books.register("wan", "new name", ComponentRole.VAE, PaperHandle("v"))
+    assert [component.name for component in books.status()[0].components] == ["new name"]
+
+
+def test_a_model_that_is_gone_leaves_the_books_by_itself() -> None:
+    books, handle = VRAMOffloader(), PaperHandle("g")
+    books.register("wan", "dit", ComponentRole.GENERATOR, handle)
+    books.register("wan", "vae", ComponentRole.VAE, PaperHandle("v"))
+    handle.alive = False
+    assert [component.name for component in books.status()[0].components] == ["vae"]
+    assert books.pipeline_of("g") is None
+    assert books.pipeline_of("v") == "wan"
+
+
+def test_an_empty_pipeline_disappears() -> None:
+    books, handle = VRAMOffloader(), PaperHandle("g")
+    books.register("wan", "dit", ComponentRole.GENERATOR, handle)
+    handle.alive = False
+    assert books.status() == ()
+    assert books.unregister("wan") is False
+
+
+def test_a_pipeline_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a name"):
+        VRAMOffloader().register("  ", "dit", ComponentRole.GENERATOR, PaperHandle("g"))
+
+
+def test_threads_may_register_and_look_at_once() -> None:
+    books = VRAMOffloader()
+
+    def work(number: int) -> None:
+        for step in range(100):
+            books.register(f"p{number}", f"m{step}", ComponentRole.OTHER, PaperHandle((number, step), on_card=1))
+            books.status()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {pipeline.name: len(pipeline.components) for pipeline in books.status()} == {f"p{n}": 100 for n in range(8)}
+
+
+def test_there_is_one_offloader() -> None:
+    assert get_vram_offloader() is get_vram_offloader()

@@ -1,0 +1,149 @@
+"""Verdicts and their sentences, from whole graphs on cards from too small to ample."""
+
+import json
+from dataclasses import replace
+
+import planlab
+import pytest
+from planlab import RULES, UNIT
+from vram_headroom.vram.estimate import wan
+from vram_headroom.vram.plan.graph import build_chain
+from vram_headroom.vram.plan.planner import activation, make_plan
+from vram_headroom.vram.plan.report import check_report
+from vram_headroom.vram.plan.types import Card, HostRules, Phase, Plan
+
+GIB = 1 << 30
+
+
+def plan_of(units: int, prompt: object = None, rules: HostRules = RULES, card: Card | None = None) -> Plan:
+    card = card or planlab.card(units)
+    chain = build_chain(prompt or planlab.two_experts(), planlab.VOCABULARY, planlab.library, rules, card)
+    return make_plan(chain, card, rules)
+
+
+def test_the_four_verdicts_follow_the_size_of_the_card() -> None:
+    verdicts = [plan_of(units).verdict for units in (100, 5_000, 5_700, 30_000)]
+    assert verdicts == ["does_not_fit", "does_not_fit", "fits_with_offload", "fits"]
+    prompt = planlab.two_experts()
+    prompt["75"] = planlab.node("MagicModelMaker", seed=1)
+    assert plan_of(100_000, prompt).verdict == "unknown"
+
+
+def test_a_larger_card_never_makes_the_verdict_worse() -> None:
+    order = ["does_not_fit", "fits_with_offload", "fits"]
+    ranks = [order.index(plan_of(units).verdict) for units in range(200, 30_000, 400)]
+    assert ranks == sorted(ranks)
+
+
+def test_what_does_not_fit_is_said_with_the_phase_the_sizes_and_what_is_missing() -> None:
+    plan = plan_of(5_000)
+    assert plan.runs is False
+    assert plan.message == (
+        "VAE decoding (node 87) needs about 5.3 GB at 640×640, 81 frames beside its weights; "
+        "4.9 GB of this card's 4.9 GB can be free then. Short by 0.5 GB after the sampling is done."
+    )
+    assert plan.peak_phase == 4
+    assert plan.phases[4].short == 7000 * 80 * 80 * 64 * 2 - 5_000 * UNIT
+
+
+def test_what_streams_is_said_in_bytes_per_step() -> None:
+    plan = plan_of(5_700)
+    sample = plan.phases[2]
+    assert plan.verdict == "fits_with_offload"
+    assert sample.resident + sample.streamed // 2 == sample.phase.models[0].resident_bytes
+    assert "streams" in plan.message
+    assert "per step" in plan.message
+
+
+def test_cond_and_uncond_apart_stream_the_weights_twice_and_cfg_1_once() -> None:
+    slow, fast = plan_of(5_700).phases[2], plan_of(5_700, planlab.two_experts(fast=True)).phases[2]
+    assert slow.resident == fast.resident
+    assert slow.streamed == 2 * fast.streamed > 0
+
+
+def test_batched_cond_and_uncond_need_twice_the_room_and_only_when_it_is_there() -> None:
+    phase_of = {units: plan_of(units).phases[2] for units in (5_700, 60_000)}
+    alone, together = phase_of[5_700].activation, phase_of[60_000].activation
+    assert alone is not None
+    assert together is not None
+    assert together.expected == pytest.approx(2 * alone.expected, abs=1)
+
+
+def test_other_programs_memory_is_not_planned_with() -> None:
+    assert plan_of(30_000).verdict == "fits"
+    assert plan_of(0, card=planlab.card(30_000, free=5_000)).verdict == "does_not_fit"
+
+
+def test_a_plan_is_the_same_for_the_same_question() -> None:
+    first, second = plan_of(5_700), plan_of(5_700)
+    assert first == second
+    assert first.plan_id == second.plan_id
+    assert first.plan_id != plan_of(5_701).plan_id
+    assert first.plan_id != plan_of(5_700, planlab.two_experts(length=77)).plan_id
+
+
+def test_the_answer_is_json_with_the_promised_fields() -> None:
+    answer = json.loads(json.dumps(check_report(plan_of(5_000))))
+    assert {"fits", "verdict", "message", "models", "phases", "assumptions", "plan_id", "peak_phase"} == set(answer)
+    assert answer["fits"] is False
+    vae = next(model for model in answer["models"] if model["role"] == "vae")
+    assert vae["node_id"] == "73"
+    assert vae["file"] == "vae.safetensors"
+    assert vae["bytes"] == 20 * UNIT
+    assert vae["resident_bytes"] == 10 * UNIT, "fp32 on disk, 16 bit on the card"
+    decode = answer["phases"][4]
+    assert decode["kind"] == "vae_decode"
+    assert decode["short_bytes"] == plan_of(5_000).phases[4].short
+    lower, expected, upper = (decode["activation_bytes"][name] for name in ("lower", "expected", "upper"))
+    assert lower < expected < upper
+
+
+def test_a_graph_without_models_is_unknown_and_says_so() -> None:
+    prompt = {"1": planlab.node("LoadImage", image="a.png"), "2": planlab.node("SaveVideo", images=("1", 0))}
+    plan = plan_of(1_000, prompt)
+    assert (plan.verdict, plan.runs) == ("unknown", True)
+    assert plan.message == "No node of this graph puts a model on the card, so there is nothing to check."
+
+
+def test_a_phase_of_unknown_size_makes_the_verdict_unknown_but_a_known_shortage_stays() -> None:
+    prompt = planlab.two_experts()
+    prompt["74"]["inputs"]["length"] = ["99", 0]
+    prompt["99"] = planlab.node("RandomSize", seed=1)
+    assert plan_of(100_000, prompt).verdict == "unknown"
+    prompt["5"] = planlab.node("EmptyHunyuanLatentVideo", width=1280, height=720, length=81)
+    prompt["6"] = planlab.node("VAEDecode", samples=("5", 0), vae=("73", 0))
+    prompt["7"] = planlab.node("SaveVideo", images=("6", 0))
+    assert plan_of(5_000, prompt).verdict == "does_not_fit"
+
+
+# ComfyUI's own formulas evaluated by hand for the cases of its issue tracker and docs, GiB
+@pytest.mark.parametrize(
+    ("dim", "stride", "width", "height", "frames", "single", "decode"),
+    [
+        (1536, 8, 832, 480, 81, 1.77, 5.21),
+        (5120, 8, 832, 480, 81, 5.90, 5.21),
+        (5120, 8, 1280, 720, 81, 13.61, 12.02),
+        (3072, 16, 1280, 704, 121, 2.95, 13.43),
+    ],
+)
+def test_activations_are_comfyuis_own_estimates(
+    dim: int, stride: int, width: int, height: int, frames: int, single: float, decode: float
+) -> None:
+    generator = planlab.model("dit", 1, usage_factor=dim / wan.USAGE_FACTOR_DIM, spatial_stride=stride)
+    phase = Phase("sample", "1", "KSampler", (generator,), width=width, height=height, frames=frames, batch=1)
+    found = activation(phase, HostRules())
+    assert found is not None
+    assert found.expected / GIB == pytest.approx(single, abs=0.006)
+    vae = planlab.model("vae", 1, role="vae", spatial_stride=stride)
+    found = activation(replace(phase, kind="vae_decode", models=(vae,)), HostRules())
+    assert found is not None
+    assert found.expected / GIB == pytest.approx(decode, abs=0.006)
+
+
+def test_without_flash_attention_the_estimate_is_comfyuis_other_formula() -> None:
+    generator = planlab.model("dit", 1, usage_factor=1.0, spatial_stride=8)
+    phase = Phase("sample", "1", "KSampler", (generator,), width=80, height=80, frames=1, batch=1)
+    flash, plain = activation(phase, HostRules()), activation(phase, HostRules(flash_attention=False))
+    assert flash is not None
+    assert plain is not None
+    assert (flash.expected, plain.expected) == (2 * UNIT, 15 * UNIT)
