@@ -66,7 +66,7 @@ class TorchAccelerator:
     def read(self) -> MemoryReading:
         try:
             free, total = self._free_and_total()
-            stats: dict[str, int] = getattr(self._module, "memory_stats", dict)(self._index)
+            stats: dict[str, int] = self._module.memory_stats(self._index) if hasattr(self._module, "memory_stats") else {}
         except (RuntimeError, AssertionError) as error:
             raise DeviceReadError(f"{self._backend}:{self._index} did not answer a memory query: {error}") from error
         return MemoryReading(

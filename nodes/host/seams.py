@@ -63,16 +63,16 @@ class SeamTable:
             return self.note(seam, live=False)
         if getattr(original, MARK, None) == seam.name:
             return self.note(seam, live=True)
-        if inspect.iscoroutinefunction(original):
 
-            @functools.wraps(original)
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return await around(original, *args, **kwargs)
-        else:
+        @functools.wraps(original)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await around(original, *args, **kwargs)
 
-            @functools.wraps(original)
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return around(original, *args, **kwargs)
+        @functools.wraps(original)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        wrapper = awaited if inspect.iscoroutinefunction(original) else called
 
         setattr(wrapper, MARK, seam.name)
         setattr(owner, name, wrapper)

@@ -6,7 +6,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 Number = int | float
 
@@ -35,7 +35,7 @@ _COMPARE: Final[dict[type[ast.cmpop], Callable[[Number, Number], bool]]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-_FUNCTIONS: Final[dict[str, Callable[..., Number]]] = {
+_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "abs": abs,
     "ceil": math.ceil,
     "cos": math.cos,
