@@ -81,7 +81,7 @@ async def _play(
         await _post(http, "/probe/reset")
         if scenario.mode == "oom":
             await _post(http, "/probe/oom")
-        at = f"ws progress {_sampler(prompts[scenario.prompt])} 1/" if scenario.mode == "interrupt" else None
+        at = f"ws progress {_sampler(body['prompt'])} 1/" if scenario.mode == "interrupt" else None
         if at is not None:
             await _post(http, "/probe/hold", {"at": at})
         async with http.post("/prompt", json=body) as response:

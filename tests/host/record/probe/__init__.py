@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ import comfy.model_management
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import execution
-import nodes
 import torch
 from aiohttp import web
 from comfy_execution.utils import get_executing_context
@@ -29,6 +29,7 @@ from server import PromptServer
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 
 _SERVER = PromptServer.instance
+_NODES = importlib.import_module("nodes")  # the host's; this pack has a package of that name
 _HOLD_LIMIT_S = 60  # a forgotten release must not leave a worker behind
 
 
@@ -199,7 +200,7 @@ def _watch_execution() -> None:
 
     @functools.wraps(get_output_data)
     async def watched_node(prompt_id: str, unique_id: str, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        class_type = next((name for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if cls is type(obj)), "?")
+        class_type = next((name for name, cls in _NODES.NODE_CLASS_MAPPINGS.items() if cls is type(obj)), "?")
         _JOURNAL.add(f"node_start {unique_id} {class_type}")
         try:
             output = await get_output_data(prompt_id, unique_id, obj, *args, **kwargs)
@@ -256,9 +257,12 @@ def _outer_sample(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 def _predict_noise(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _JOURNAL.applied = 0
     try:
-        return executor(*args, **kwargs)
-    finally:
-        _JOURNAL.add(f"step {_here()} applied {_JOURNAL.applied}")
+        predicted = executor(*args, **kwargs)
+    except BaseException as error:
+        _JOURNAL.add(f"step {_here()} applied {_JOURNAL.applied} raised {type(error).__name__}")
+        raise
+    _JOURNAL.add(f"step {_here()} applied {_JOURNAL.applied}")
+    return predicted
 
 
 def _apply_model(executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
