@@ -5,8 +5,9 @@
     python tests/host/record/record_events.py --url http://127.0.0.1:8188 --prompts FOLDER
 
 With --comfyui it lends that checkout the probe pack, starts it on the CPU with no other packs than those named, and stops it
-again; with --url the probe must be there. What is recorded here ran on a simulated GPU (the lab's zz_fake_gpu, 4000 MB).
-FOLDER holds prompts in API format whose models that ComfyUI has. Writes ../data/events.json, one key per ComfyUI version.
+again; with --url the probe must be there. FOLDER holds prompts in API format whose models that ComfyUI has. Writes
+../data/events.json, one key per ComfyUI version. What is committed there ran on a simulated GPU of 4000 MB, provided by a
+pack: on a plain CPU the only difference is that CLIPLoader loads its model at once.
 """
 
 from __future__ import annotations

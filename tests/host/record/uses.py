@@ -8,54 +8,20 @@ a ComfyUI module in a string. What it cannot resolve it lets pass: it is a net f
 from __future__ import annotations
 
 import ast
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-from .introspect import ABSENT, read_table
+from .introspect import ABSENT
+from .surface import Surface, is_comfyui
 
-HERE = Path(__file__).resolve().parent
-_OTHER_ROOTS = {"app", "api_server", "latent_preview", "node_helpers", "execution", "folder_paths", "nodes", "server"}
 _SAFE_AS_STRING = ("comfy.", "comfy_execution.", "folder_paths.", "comfyui_version.")
-_PLAIN_TYPES = {"str", "int", "float", "bool", "list", "dict", "tuple", "set", "NoneType", "ContextVar"}
 _FORGIVING = {"ImportError", "ModuleNotFoundError", "AttributeError", "Exception", "BaseException"}
 # A variable of this name is taken to be one, whatever its annotation: patchers travel as Any.
 _BY_NAME = {"patcher": "comfy.model_patcher.ModelPatcher"}
 _OF_ENUMS = {"name", "value", "args"}  # of enums and exceptions: Python's, not ComfyUI's
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-
-
-class Surface(NamedTuple):
-    """What is recorded of ComfyUI: per version, name -> kind and signature; and the classes the table declares."""
-
-    versions: Mapping[str, Mapping[str, str]]
-    instance_of: Mapping[str, str]
-    elements_of: Mapping[str, str]
-
-    def kinds(self, name: str) -> dict[str, str]:
-        return {version: names[name] for version, names in self.versions.items() if name in names}
-
-    def has_children_of_its_own(self, name: str) -> bool:
-        """Whether an attribute of `name` is ComfyUI's, rather than one of a plain value or of a function."""
-        return any(
-            kind == "module" or kind.startswith("class") or (kind.startswith("value ") and kind[6:] not in _PLAIN_TYPES)
-            for kind in self.kinds(name).values()
-        )
-
-    def is_called(self, name: str) -> bool:
-        return any("function" in kind or "method" in kind for kind in self.kinds(name).values())
-
-
-def load_surface() -> Surface:
-    table = list(read_table((HERE / "surface.txt").read_text(encoding="utf-8")))
-    return Surface(
-        json.loads((HERE.parent / "data" / "surface.json").read_text(encoding="utf-8")),
-        {name: cls for name, cls, _ in table if cls},
-        {name: cls for name, _, cls in table if cls},
-    )
 
 
 class Use(NamedTuple):
@@ -107,11 +73,6 @@ def find_uses(source: str, surface: Surface) -> list[Use]:
     finder.uses.clear()
     finder.visit(tree)
     return finder.uses
-
-
-def is_comfyui(module: str) -> bool:
-    root = module.partition(".")[0]
-    return root.startswith("comfy") or root in _OTHER_ROOTS
 
 
 class _Finder(ast.NodeVisitor):
@@ -356,7 +317,8 @@ class _Finder(ast.NodeVisitor):
             scope[argument.arg] = self.annotated(argument.annotation)
         if node.returns:
             self.visit(node.returns)
-        self.results.setdefault(node.name, self.annotated(node.returns))
+        if not self.classes:
+            self.results.setdefault(node.name, self.annotated(node.returns))
         forgiving, self.forgiving = self.forgiving, 0  # a body runs later, outside the try around its definition
         self.scopes.append(scope)
         self.functions.append(node.name)
