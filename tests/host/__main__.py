@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--others-gb", type=float, default=0.0, help="what other programs hold of it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8188, help="0: any that is free")
-    parser.add_argument("--step-seconds", type=float, default=0.2, help="how long one sampling step takes, to watch it")
+    parser.add_argument("--step-seconds", type=float, default=0.2, help="how long one forward takes, to watch it")
     parser.add_argument("--models", type=Path, help="a models folder; default: official names and sizes, made up")
     parser.add_argument("--template", default="video_wan2_2_14B_t2v", help="official workflow to open; '' for none")
     parser.add_argument("--custom-nodes", type=Path, action="append", default=[], help="a further custom node to load")
@@ -69,6 +70,8 @@ def hide_the_repository() -> None:
 
 def main() -> None:
     options = arguments()
+    # Ended from outside: leave through the `with` below, which takes the temporary folder away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     with tempfile.TemporaryDirectory(prefix="vram-headroom-host-") as folder:
         base = Path(folder)
