@@ -1,0 +1,153 @@
+// Asks the server how full the card is: every few seconds, sooner when something happens, never when nobody looks.
+
+import { jsonOf, readStatus } from "./answers.js";
+
+/**
+ * @import { Status } from "./answers.js"
+ *
+ * @typedef {"loading" | "ok" | "no_gpu" | "error" | "disconnected"} ClientState
+ *
+ * @typedef {object} Snapshot
+ * @property {ClientState} state
+ * @property {Status | null} status the last good answer, also while the state is error or disconnected
+ * @property {string} reason why the state is error or disconnected, else ""
+ */
+
+export const POLL_MS = 3000;
+/** Two updates a second at most, however many events arrive. */
+export const SPACING_MS = 500;
+export const TIMEOUT_MS = 5000;
+
+export class StatusClient {
+  /** @type {Snapshot} */
+  snapshot = { state: "loading", status: null, reason: "" };
+
+  #running = false;
+  #hidden = false;
+  #lastAsked = -Infinity;
+  #againAfterwards = false;
+  /** @type {AbortController | null} */
+  #inFlight = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  #fetch;
+  #onChange;
+
+  /**
+   * @param {(signal: AbortSignal) => Promise<Response>} fetchStatus
+   * @param {(snapshot: Snapshot) => void} onChange called with every answer and every change of state
+   */
+  constructor(fetchStatus, onChange) {
+    this.#fetch = fetchStatus;
+    this.#onChange = onChange;
+  }
+
+  /** @param {boolean} hidden whether the page is out of sight */
+  start(hidden) {
+    if (this.#running) return;
+    this.#running = true;
+    this.#hidden = hidden;
+    this.refresh();
+  }
+
+  stop() {
+    this.#running = false;
+    clearTimeout(this.#timer);
+    this.#inFlight?.abort();
+    this.#inFlight = null;
+    this.#againAfterwards = false;
+  }
+
+  /** @param {boolean} hidden */
+  setHidden(hidden) {
+    this.#hidden = hidden;
+    if (hidden) clearTimeout(this.#timer);
+    else this.refresh();
+  }
+
+  /** Something happened that may have moved memory. */
+  refresh() {
+    if (!this.#running || this.#hidden) return;
+    if (this.#inFlight) this.#againAfterwards = true;
+    else this.#schedule(0);
+  }
+
+  /** The host's own connection dropped: said at once, without waiting for a request to fail. */
+  connectionLost() {
+    if (this.#running) this.#publish({ ...this.snapshot, state: "disconnected", reason: "ComfyUI does not answer" });
+  }
+
+  /** @param {number} delay */
+  #schedule(delay) {
+    clearTimeout(this.#timer);
+    if (!this.#running || this.#hidden) return;
+    // Clamped from above too: a clock set back must not silence the bar.
+    const rest = Math.min(SPACING_MS, this.#lastAsked + SPACING_MS - Date.now());
+    this.#timer = setTimeout(() => void this.#ask(), Math.max(0, delay, rest));
+  }
+
+  async #ask() {
+    const controller = new AbortController();
+    this.#inFlight = controller;
+    this.#lastAsked = Date.now();
+    this.#againAfterwards = false;
+    let timedOut = false;
+    const timeout = setTimeout(() => {
+      timedOut = true;
+      controller.abort();
+    }, TIMEOUT_MS);
+    /** @type {Snapshot} */
+    let next;
+    try {
+      const status = await untilAborted(controller.signal, this.#read(controller.signal));
+      next = { state: status.devices.length ? "ok" : "no_gpu", status, reason: "" };
+    } catch (error) {
+      next = { ...this.snapshot, ...failure(error, timedOut) };
+    } finally {
+      clearTimeout(timeout);
+    }
+    if (this.#inFlight !== controller) return; // stopped, and perhaps started again, meanwhile
+    this.#inFlight = null;
+    this.#publish(next);
+    this.#schedule(this.#againAfterwards ? 0 : POLL_MS);
+  }
+
+  /** @param {AbortSignal} signal */
+  async #read(signal) {
+    return readStatus(await jsonOf(await this.#fetch(signal)));
+  }
+
+  /** @param {Snapshot} snapshot */
+  #publish(snapshot) {
+    this.snapshot = snapshot;
+    this.#onChange(snapshot);
+  }
+}
+
+/**
+ * @param {unknown} error
+ * @param {boolean} timedOut
+ * @returns {{ state: "error" | "disconnected", reason: string }}
+ */
+function failure(error, timedOut) {
+  if (timedOut) return { state: "error", reason: `no answer within ${TIMEOUT_MS / 1000} s` };
+  // fetch reports every kind of lost connection as a TypeError.
+  if (error instanceof TypeError) return { state: "disconnected", reason: "ComfyUI does not answer" };
+  return { state: "error", reason: error instanceof Error ? error.message : String(error) };
+}
+
+/**
+ * The promise, or a rejection as soon as the signal fires: a fetch in between may not pass the signal on.
+ * @template T
+ * @param {AbortSignal} signal
+ * @param {Promise<T>} promise
+ * @returns {Promise<T>}
+ */
+export function untilAborted(signal, promise) {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
