@@ -47,7 +47,6 @@ def get_input_data(
     execution_list: Any = None,
     dynprompt: DynamicPrompt | None = None,
     extra_data: dict[str, Any] = {},  # noqa: B006
-    outputs: OutputCache | None = None,
 ) -> tuple[InputData, dict[str, bool], dict[str, Any]]:
     """Each input as a list of values; the names whose value is not there yet; what V3 nodes would need besides."""
     definitions = nodes.inputs_of(class_def, inputs)
@@ -56,7 +55,7 @@ def get_input_data(
     for name, value in inputs.items():
         _, category, options = get_input_info(class_def, name, definitions)
         if is_link(value) and not (options and options.get("rawLink")):
-            entry = None if outputs is None else outputs.get(value[0])
+            entry = None if execution_list is None else execution_list.get_cache(value[0], unique_id)
             if entry is None or value[1] >= len(entry.outputs):
                 missing[name] = True
                 data[name] = [None]
@@ -227,11 +226,11 @@ class _Run:
     async def run(self, execute_outputs: list[str]) -> None:
         reset_progress_state(self.prompt_id, self.dynprompt, self.server)
         is_changed = {node_id: await self._is_changed(node_id) for node_id in self.dynprompt.all_node_ids()}
-        self.outputs.set_prompt(Signatures(self.dynprompt, is_changed))
+        self.outputs.set_prompt(Signatures(self.dynprompt, is_changed), self.dynprompt.original_prompt)
         cached = [node_id for node_id in self.dynprompt.original_prompt if self.outputs.get(node_id) is not None]
         model_management.cleanup_models_gc()
         self.executor.add_message("execution_cached", {"nodes": cached, "prompt_id": self.prompt_id}, broadcast=False)
-        pending = ExecutionList(self.dynprompt, lambda node_id: self.outputs.get(node_id) is not None)
+        pending = ExecutionList(self.dynprompt, self.outputs)
         for node_id in execute_outputs:
             pending.add_node(node_id)
         while not pending.is_empty():
@@ -276,7 +275,7 @@ class _Run:
             class_def = nodes.NODE_CLASS_MAPPINGS[node["class_type"]]
             get_progress_state().start_progress(node_id)
             data, missing, v3_data = get_input_data(
-                node["inputs"], class_def, node_id, pending, self.dynprompt, self.extra_data, self.outputs
+                node["inputs"], class_def, node_id, pending, self.dynprompt, self.extra_data
             )
             self._send_executing(node_id)
             obj = self.executor.objects.setdefault((node_id, node["class_type"]), None) or class_def()
@@ -416,6 +415,8 @@ class PromptQueue:
         self.server = server
         self.mutex = threading.RLock()
         self.not_empty = threading.Condition(self.mutex)
+        self._settled = threading.Condition(self.mutex)
+        self._worker_waits = False
         self.task_counter = 0
         self.queue: list[Any] = []
         self.currently_running: dict[int, Any] = {}
@@ -431,8 +432,12 @@ class PromptQueue:
     def get(self, timeout: float | None = None) -> Any:
         """The next item and its id; None when a flag was set or the time is over."""
         with self.not_empty:
-            if not self.queue:
+            # A flag may have been set while the worker was busy, when nobody waited for its notification.
+            if not self.queue and not self.flags:
+                self._worker_waits = True
+                self._settled.notify_all()
                 self.not_empty.wait(timeout=timeout)
+                self._worker_waits = False
             if not self.queue:
                 return None
             item = heapq.heappop(self.queue)
@@ -441,6 +446,11 @@ class PromptQueue:
             self.task_counter += 1
             self.server.queue_updated()
             return item, item_id
+
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Not in ComfyUI: whether everything asked of the worker is done, within `timeout` seconds."""
+        with self.mutex:
+            return self._settled.wait_for(lambda: self._worker_waits and not self.queue and not self.flags, timeout)
 
     def task_done(
         self,

@@ -49,12 +49,12 @@ def merge_nested_dicts(dict1: dict[Any, Any], dict2: dict[Any, Any], copy_dict1:
 
 
 def get_all_wrappers(
-    call_type: str, transformer_options: dict[str, Any] | None, is_model_options: bool = False
+    wrapper_type: str, transformer_options: dict[str, Any] | None, is_model_options: bool = False
 ) -> list[Callable[..., Any]]:
     options = transformer_options or {}
     if is_model_options:
         options = options.get("transformer_options", {})
-    return [one for group in options.get("wrappers", {}).get(call_type, {}).values() for one in group]
+    return [one for group in options.get("wrappers", {}).get(wrapper_type, {}).values() for one in group]
 
 
 class WrapperExecutor:

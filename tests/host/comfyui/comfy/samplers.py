@@ -16,6 +16,9 @@ from .patcher_extension import WrapperExecutor, WrappersMP, copy_nested_dicts, g
 Callback = Callable[[int, torch.Tensor, torch.Tensor, int], None]
 
 
+STEP = "standin_step"  # in the model options: which step this forward belongs to
+
+
 def flow_sigmas(steps: int, shift: float, denoise: float = 1.0) -> torch.Tensor:
     """Evenly spaced times from 1 to 0, shifted towards the noisy end as ModelSamplingSD3 does."""
     if denoise <= 0:
@@ -40,7 +43,7 @@ class EulerSampler:
         total = len(sigmas) - 1
         x = sigmas[0] * noise + (1 - sigmas[0]) * latent_image
         for step in range(total):
-            _between_steps(step)
+            extra_args["model_options"][STEP] = step
             velocity = guider.outer_predict_noise(x, sigmas[step : step + 1], extra_args["model_options"], None)
             if callback is not None:
                 callback(step, x - sigmas[step] * velocity, x, total)
@@ -48,7 +51,8 @@ class EulerSampler:
         return x
 
 
-def _between_steps(step: int) -> None:
+def _take_time(step: int) -> None:
+    """Inside a forward, while its activations are on the card: where a test may hold the worker, and an interrupt is seen."""
     context = get_executing_context()
     stopped = model_management.processing_interrupted
     if context is not None:
@@ -174,6 +178,7 @@ def _apply_model(
     model_options: dict[str, Any],
 ) -> torch.Tensor:
     def diffusion_model(x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None) -> Any:
+        _take_time(model_options.get(STEP, 0))
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, model_options, is_model_options=True)
         executor = WrapperExecutor.new_class_executor(model.apply_model, model.diffusion_model, wrappers)
         return executor.execute(x, t, c_concat, c_crossattn)

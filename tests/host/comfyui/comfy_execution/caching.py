@@ -1,6 +1,6 @@
 """Outputs kept between prompts, found again by what a node is given, not by its id."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import nodes
@@ -64,14 +64,19 @@ class Signatures:
 
 
 class OutputCache:
-    """Keeps everything, as ComfyUI 0.33 does by default for as long as RAM lasts; here it always lasts."""
+    """Outputs of the nodes of the current prompt; those of others are dropped as soon as it starts.
+
+    ComfyUI 0.33 drops what the running prompt does not use once less RAM is free than the machine has, so always.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[Any, CacheEntry] = {}
         self._signatures: Signatures | None = None
 
-    def set_prompt(self, signatures: Signatures) -> None:
+    def set_prompt(self, signatures: Signatures, node_ids: Iterable[str]) -> None:
+        used = {signatures.of(node_id) for node_id in node_ids}
         self._signatures = signatures
+        self._entries = {key: entry for key, entry in self._entries.items() if key in used}
 
     def get(self, node_id: str) -> CacheEntry | None:
         return None if self._signatures is None else self._entries.get(self._signatures.of(node_id))

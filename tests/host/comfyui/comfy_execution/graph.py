@@ -1,7 +1,6 @@
 """The order in which nodes run: a node is ready when all it needs has run; lazy inputs are needed once they are asked for."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import nodes
@@ -71,11 +70,18 @@ def get_input_info(
 class ExecutionList:
     """What is left to run, and what waits for what."""
 
-    def __init__(self, dynprompt: DynamicPrompt, is_cached: Callable[[str], bool]) -> None:
+    def __init__(self, dynprompt: DynamicPrompt, output_cache: Any) -> None:
         self.dynprompt = dynprompt
-        self.is_cached = is_cached
+        self.output_cache = output_cache
         self.waits_for: dict[str, set[str]] = {}
         """Each pending node, in the order they came up, and the nodes it still waits for."""
+
+    def is_cached(self, node_id: str) -> bool:
+        return self.output_cache.get(node_id) is not None
+
+    def get_cache(self, from_node_id: str, to_node_id: str) -> Any:
+        """What the first node gave, for the second."""
+        return self.output_cache.get(from_node_id)
 
     def is_empty(self) -> bool:
         return not self.waits_for

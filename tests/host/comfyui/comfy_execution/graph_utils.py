@@ -3,8 +3,8 @@
 from typing import Any
 
 
-def is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+def is_link(obj: Any) -> bool:
+    return isinstance(obj, list) and len(obj) == 2 and isinstance(obj[0], str) and isinstance(obj[1], int | float)
 
 
 class ExecutionBlocker:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Hold(NamedTuple):
     node_id: str
     step: int | None
-    """None: at the start of the node. k: before step k (0-based) of its sampling."""
+    """None: at the start of the node. k: in the first forward of step k (0-based) of its sampling."""
 
 
 class Holds:

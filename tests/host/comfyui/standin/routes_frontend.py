@@ -15,25 +15,6 @@ from aiohttp import web
 
 from . import settings
 
-OPENER = "/extensions/standin/open-template.js"
-
-# Puts the official workflow on the canvas when the page was opened without one; ComfyUI itself has no such thing.
-OPENER_SCRIPT = """
-import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
-
-const NAME = %s;
-
-app.registerExtension({
-  name: "standin.openTemplate",
-  async setup() {
-    if (!NAME || new URLSearchParams(location.search).has("template")) return;
-    const answer = await api.fetchApi(`/standin/template/${encodeURIComponent(NAME)}`);
-    if (answer.ok) await app.loadGraphData(await answer.json(), true, true, NAME);
-  },
-});
-"""
-
 
 def _package(name: str) -> Path:
     spec = find_spec(name)
@@ -52,7 +33,11 @@ def templates_folder() -> Path:
 
 def add(routes: web.RouteTableDef, web_root: str) -> None:
     @routes.get("/")
-    async def root(request: web.Request) -> web.FileResponse:
+    async def root(request: web.Request) -> web.StreamResponse:
+        """The front end; a bare address opens the official workflow on its canvas, by the front end's own parameter."""
+        template = settings.current().template
+        if template and not request.query_string:
+            raise web.HTTPFound(f"/?template={quote(template)}")
         return web.FileResponse(os.path.join(web_root, "index.html"), headers={"Cache-Control": "no-store"})
 
     @routes.get("/extensions")
@@ -60,17 +45,7 @@ def add(routes: web.RouteTableDef, web_root: str) -> None:
         found = _scripts(web_root, os.path.join(web_root, "extensions"), "/extensions/")
         for name, folder in nodes.EXTENSION_WEB_DIRS.items():
             found += _scripts(folder, folder, f"/extensions/{quote(name)}/")
-        return web.json_response([*found, OPENER])
-
-    @routes.get(OPENER)
-    async def opener(request: web.Request) -> web.Response:
-        text = OPENER_SCRIPT % json.dumps(settings.current().template)
-        return web.Response(text=text, content_type="text/javascript")
-
-    @routes.get("/standin/template/{name}")
-    async def template(request: web.Request) -> web.StreamResponse:
-        path = templates_folder() / f"{os.path.basename(request.match_info['name'])}.json"
-        return web.FileResponse(path) if path.is_file() else web.Response(status=404)
+        return web.json_response(found)
 
     @routes.get("/system_stats")
     async def system_stats(request: web.Request) -> web.Response:

@@ -64,7 +64,7 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
 
     @routes.get("/_host/held")
     async def held(request: web.Request) -> web.Response:
-        seconds = min(LONGEST_WAIT_S, float(request.query.get("timeout", LONGEST_WAIT_S)))
+        seconds = _seconds(request)
         found = await asyncio.get_running_loop().run_in_executor(None, holds.wait_until_held, seconds)
         if found is None:
             return web.json_response({"error": f"the worker was not held within {seconds:g} s"}, status=408)
@@ -75,6 +75,13 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
         holds.release()
         return web.json_response({})
 
+    @routes.get("/_host/idle")
+    async def idle(request: web.Request) -> web.Response:
+        """Answers once the worker has nothing left to do, flags such as /free included."""
+        seconds = _seconds(request)
+        done = await asyncio.get_running_loop().run_in_executor(None, server.prompt_queue.wait_until_idle, seconds)
+        return web.json_response({"idle": done}, status=200 if done else 408)
+
     @routes.get("/_host/log")
     async def log(request: web.Request) -> web.Response:
         entries = journal.since(int(request.query.get("since", 0)))
@@ -84,3 +91,7 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
     async def python(request: web.Request) -> web.Response:
         """Where this process imports from."""
         return web.json_response({"path": sys.path, "nodes": sys.modules["nodes"].__file__})
+
+
+def _seconds(request: web.Request) -> float:
+    return min(LONGEST_WAIT_S, float(request.query.get("timeout", LONGEST_WAIT_S)))

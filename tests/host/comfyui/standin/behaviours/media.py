@@ -152,6 +152,12 @@ def load_image(image: str) -> tuple[torch.Tensor, torch.Tensor]:
     return colour.expand(1, height, width, 3).clone(), torch.zeros(1, 64, 64)
 
 
+@node("EmptyImage", "generate")
+def empty_image(width: int, height: int, batch_size: int = 1, color: int = 0) -> tuple[torch.Tensor]:
+    rgb = torch.tensor([color >> 16 & 0xFF, color >> 8 & 0xFF, color & 0xFF]).float() / 255
+    return (rgb.expand(batch_size, height, width, 3).clone(),)
+
+
 @node("ImageScale", "upscale")
 def image_scale(image: torch.Tensor, upscale_method: str, width: int, height: int, crop: str) -> tuple[torch.Tensor]:
     size = (height or image.shape[1], width or image.shape[2])
