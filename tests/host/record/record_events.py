@@ -1,13 +1,13 @@
 """Records the order of events while prompts run in a real ComfyUI.
 
     python tests/host/record/record_events.py --comfyui CHECKOUT --python PYTHON --prompts FOLDER \\
-        [--packs NAME ...] [-- MAIN_PY_ARGUMENTS]
+        [--packs FOLDER ...] [-- MAIN_PY_ARGUMENTS]
     python tests/host/record/record_events.py --url http://127.0.0.1:8188 --prompts FOLDER
 
-With --comfyui it lends that checkout the probe pack, starts it on the CPU with no other packs than those named, and stops it
-again; with --url the probe must be there. FOLDER holds prompts in API format whose models that ComfyUI has. Writes
-../data/events.json, one key per ComfyUI version. What is committed there ran on a simulated GPU of 4000 MB, provided by a
-pack: on a plain CPU the only difference is that CLIPLoader loads its model at once.
+With --comfyui it starts that checkout on the CPU, with the probe and no other packs than those given, and stops it again; with
+--url the probe must be there. FOLDER holds prompts in API format whose models that ComfyUI has. Writes ../data/events.json,
+one key per ComfyUI version. What is committed there ran on a simulated GPU of 4000 MB, provided by a pack: on a plain CPU the
+only difference is that CLIPLoader loads its model at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import urllib.request
@@ -127,34 +128,34 @@ def read_prompts(folder: Path) -> dict[str, Prompt]:
 
 
 @contextlib.contextmanager
-def running(checkout: Path, python: str, packs: list[str], arguments: list[str]) -> Iterator[str]:
-    """A ComfyUI on the CPU with the probe pack in it; yields its address."""
+def running(checkout: Path, python: str, packs: list[Path], arguments: list[str]) -> Iterator[str]:
+    """A ComfyUI on the CPU with the probe and those packs, in a base folder of its own; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    lent = checkout / "custom_nodes" / "zz_headroom_probe"
-    packs = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", lent.name, *packs]
-    lent.symlink_to(HERE / "probe", target_is_directory=True)
-    command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
-    process = subprocess.Popen(
-        [*command, *packs, *arguments], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        output = process.stdout
-        assert output is not None
-        said: list[str] = []
-        for line in output:
-            said.append(line)
-            if "To see the GUI go to" in line:
-                break
-        else:
-            raise RuntimeError("ComfyUI did not start:\n" + "".join(said[-40:]))
-        threading.Thread(target=lambda: list(output), daemon=True).start()  # an unread pipe would stop it
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-        lent.unlink()
+    with tempfile.TemporaryDirectory() as base:
+        for pack in (HERE / "probe", *packs):
+            link = Path(base, "custom_nodes", pack.name)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(pack.resolve(), target_is_directory=True)
+        command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch"]
+        command += ["--base-directory", base, *arguments]
+        process = subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            output = process.stdout
+            assert output is not None
+            said: list[str] = []
+            for line in output:
+                said.append(line)
+                if "To see the GUI go to" in line:
+                    break
+            else:
+                raise RuntimeError("ComfyUI did not start:\n" + "".join(said[-40:]))
+            threading.Thread(target=lambda: list(output), daemon=True).start()  # an unread pipe would stop it
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def get_json(url: str) -> Any:
@@ -205,7 +206,7 @@ def main() -> None:
     where.add_argument("--url", help="a running ComfyUI that has the probe pack")
     parser.add_argument("--python", default=sys.executable, help="the Python that this ComfyUI runs in")
     parser.add_argument("--prompts", type=Path, required=True, help="a folder of prompts in API format")
-    parser.add_argument("--packs", nargs="*", default=[], help="folders in custom_nodes that it needs besides the probe")
+    parser.add_argument("--packs", type=Path, nargs="*", default=[], help="custom nodes it needs besides the probe")
     parser.add_argument("arguments", nargs="*", help="further arguments of main.py, after --")
     options = parser.parse_args()
     prompts = read_prompts(options.prompts)
