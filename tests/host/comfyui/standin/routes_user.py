@@ -8,11 +8,12 @@ from urllib.parse import unquote
 import folder_paths
 from aiohttp import web
 
-# Without these the front end opens its first-run tour.
 SETTINGS: dict[str, Any] = {
+    # Without these the front end opens its first-run tour.
     "Comfy.TutorialCompleted": True,
     "Comfy.InstalledVersion": "1.58.1",
-    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    # The front end shows the whole workflow, and by default leaves its words out where they get small.
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 
 
