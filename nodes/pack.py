@@ -40,7 +40,10 @@ class Pack:
     def plan(self, prompt: object, targets: Iterable[str] | None = None) -> Plan:
         """Plan an API-format prompt on the first card as it is now. Raises PromptError when it is none."""
         rules = self.host.models.rules()
-        card = self.monitor.card()
+        held = self.host.models.held()
+        # elastic pages lie outside torch's allocator, so they are no part of what it calls active
+        weights = sum(model.bytes_on_card for model in held if not model.elastic)
+        card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
         chain = build_chain(
             prompt=prompt,
             vocabulary=self.host.models.vocabulary(class_types(prompt)),
@@ -49,4 +52,4 @@ class Pack:
             card=card or Card("no accelerator", 0, 0),
             targets=targets,
         )
-        return make_plan(chain, card, rules, self.host.models.held())
+        return make_plan(chain, card, rules, held)

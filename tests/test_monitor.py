@@ -101,6 +101,16 @@ def test_what_is_loaded_already_counts_once() -> None:
     assert monitor.can_fit_chain(chain_for(20_000), RULES, held).fits, "an idle model leaves when asked"
 
 
+def test_activations_of_the_running_prompt_are_free_by_the_time_the_next_one_starts() -> None:
+    card = SimulatedCard(16_000 * UNIT, others=1_000 * UNIT)
+    card.allocate(6_000 * UNIT, "weights")
+    card.allocate(5_000 * UNIT, "activations of what runs now")
+    idle, running = monitor_of(card).card(), monitor_of(card).card(running_beside=6_000 * UNIT)
+    assert idle is not None
+    assert running is not None
+    assert (idle.free, running.free) == (4_000 * UNIT, 9_000 * UNIT)
+
+
 def test_without_an_accelerator_the_answer_is_not_a_refusal() -> None:
     plan = monitor_of().plan_chain(chain_for(100), RULES)
     assert (plan.verdict, plan.runs) == ("unknown", True)

@@ -232,3 +232,18 @@ def test_the_pack_loads_without_a_warning() -> None:
     with start_host(vram_gb=16) as host:
         lines = host.log_text().splitlines()
     assert [line for line in lines if line.startswith(("WARNING", "ERROR"))] == []
+
+
+def test_a_second_prompt_is_not_charged_for_the_activations_of_the_running_one(empty_host: HostProcess) -> None:
+    prompt = official("video_wan2_2_14B_t2v")
+    before = empty_host.post(CHECK, prompt).body
+    empty_host.post("/_host/hold", {"node_id": "128:81", "step": 2})
+    queued = empty_host.post("/prompt", {"prompt": prompt, "client_id": "test"}).body
+    empty_host.get("/_host/held?timeout=60")
+    card = empty_host.get("/_host/card").body
+    during = empty_host.post(CHECK, prompt).body
+    empty_host.post("/_host/release")
+    finish(empty_host, queued["prompt_id"])
+    assert any("activations" in booking["owner"] for booking in card["bookings"]), card["bookings"]
+    assert during["verdict"] == before["verdict"] == "fits_with_offload"
+    assert [phase["available_bytes"] for phase in during["phases"]] == [phase["available_bytes"] for phase in before["phases"]]

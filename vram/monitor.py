@@ -151,14 +151,21 @@ class VRAMMonitor:
             self._last_good[accelerator.index] = snapshot
         return snapshot
 
-    def card(self, index: int = 0) -> Card | None:
-        """The card as the planner wants it: the allocator's cached blocks are free to it. None without an accelerator."""
+    def card(self, index: int = 0, running_beside: int | None = None) -> Card | None:
+        """The card as the planner wants it: the allocator's cached blocks are free to it. None without an accelerator.
+
+        While a prompt runs, `running_beside` is how many of the active bytes are weights: the rest are its activations, free
+        by the time another prompt starts. None: nothing runs, and what is active without being a model stays.
+        """
         try:
             seen = self.snapshot(index)
         except (NoAcceleratorError, DeviceReadError):
             return None
-        cached = max(0, (seen.reserved or 0) - (seen.active or 0)) if seen.active is not None else 0
-        return Card(seen.name, seen.total, min(seen.total, seen.free + cached), self.safety_margin)
+        active = seen.active or 0
+        passing = max(0, (seen.reserved or 0) - active) if seen.active is not None else 0
+        if running_beside is not None:
+            passing += max(0, active - running_beside)
+        return Card(seen.name, seen.total, min(seen.total, seen.free + passing), self.safety_margin)
 
     def plan_chain(self, chain: Chain, rules: HostRules, held: Iterable[HeldModel] = (), index: int = 0) -> Plan:
         """What `chain` will do to this card, with `held` loaded already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class OnCard(NamedTuple):
     bytes: int
     bytes_on_card: int
     in_use: bool
+    elastic: bool
 
 
 class ComfyModelHandle:
@@ -75,6 +77,7 @@ class HostModels:
         self._running = running
         self._published: tuple[OnCard, ...] = ()
         self._specs: dict[str, tuple[object, NodeSpec]] = {}
+        self._others_when_idle = 0
         self._seams = seams
         seams.note(LOADED_MODELS, live=isinstance(getattr(model_management, "current_loaded_models", None), list))
         seams.note(MEMORY_READING, live=callable(getattr(model_management, "get_free_memory", None)))
@@ -101,7 +104,7 @@ class HostModels:
         )
 
     def held(self) -> tuple[HeldModel, ...]:
-        return tuple(HeldModel(m.file, m.name, m.bytes, m.bytes_on_card) for m in self.loaded())
+        return tuple(HeldModel(m.file, m.name, m.bytes, m.bytes_on_card, m.elastic) for m in self.loaded())
 
     def report(self, registered: Callable[[int], bool]) -> tuple[LoadedModel, ...]:
         return tuple(LoadedModel(m.name, m.bytes, m.bytes_on_card, registered(m.key), m.in_use) for m in self.loaded())
@@ -124,7 +127,7 @@ class HostModels:
     def _read(self, entry: Any, patcher: Any, running: bool, published: Mapping[int, OnCard] | None) -> OnCard:
         key = id(patcher.model)
         if published is not None and is_dynamic(patcher):
-            return published.get(key) or OnCard(key, type(patcher.model).__name__, None, 0, 0, False)
+            return published.get(key) or OnCard(key, type(patcher.model).__name__, None, 0, 0, False, True)
         source = source_file(patcher)
         if source is not None:
             self._seams.note(SOURCE_FILES, live=True)
@@ -135,6 +138,7 @@ class HostModels:
             bytes=int(patcher.model_size()),
             bytes_on_card=int(patcher.loaded_size()),
             in_use=running and bool(getattr(entry, "currently_used", True)),
+            elastic=is_dynamic(patcher),
         )
 
     # cards
@@ -149,18 +153,23 @@ class HostModels:
             return found
         return (
             CallbackAccelerator(
-                str(model_management.get_torch_device_name(device)), lambda: self._host_reading(device), device.index or 0
+                bare_name(str(model_management.get_torch_device_name(device))),
+                lambda: self._host_reading(device),
+                device.index or 0,
             ),
         )
 
     def _host_reading(self, device: Any) -> MemoryReading:
         free, free_in_torch = model_management.get_free_memory(device, torch_free_too=True)
         total = int(model_management.get_total_memory(device))
-        # all that is known of our own share is what models report: activations count as somebody else's
-        models = sum(model.bytes_on_card for model in self.loaded())
         free = int(free) - int(free_in_torch)
-        known = min(models, total - free)
-        return MemoryReading(total=total, free=free, reserved=known + int(free_in_torch), active=known)
+        used = total - free
+        # ours is what models report; activations can be told from other programs' memory only by what those held when
+        # nothing ran
+        if self._running() is None:
+            self._others_when_idle = max(0, used - int(free_in_torch) - sum(model.bytes_on_card for model in self.loaded()))
+        ours = max(0, used - self._others_when_idle)
+        return MemoryReading(total=total, free=free, reserved=ours, active=max(0, ours - int(free_in_torch)))
 
     # rules and types
 
@@ -213,6 +222,12 @@ def dynamic_vram_is_on() -> bool:
     except ImportError:
         return False
     return bool(getattr(memory_management, "aimdo_enabled", False))
+
+
+def bare_name(described: str) -> str:
+    """The card's own name out of ComfyUI's description, `cuda:0 NAME : ALLOCATOR`."""
+    found = re.fullmatch(r"\w+:\d+ (.+?) : \w+", described)
+    return found.group(1) if found else described
 
 
 def source_file(patcher: Any) -> str | None:

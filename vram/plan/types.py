@@ -84,6 +84,8 @@ class HeldModel(NamedTuple):
     name: str
     bytes: int
     bytes_on_card: int
+    elastic: bool = False
+    """Its pages lie outside torch's allocator (DynamicVRAM)."""
 
 
 @dataclass(frozen=True, slots=True)
