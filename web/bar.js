@@ -66,7 +66,8 @@ export class Bar {
       this.element.dataset.updates = String(this.#updates);
     }
     const level = reading.level ?? "";
-    if (before && level && before !== level) setText(this.#live, reading.spoken);
+    if (!level) setText(this.#live, "");
+    else if (before && before !== level) setText(this.#live, reading.spoken);
     if (this.#details.isOpen) this.#fillDetails();
   }
 

@@ -271,8 +271,10 @@ test("installed twice it checks once; removed it leaves the host as it was", asy
 test("below another pack's wrapper it only passes through when removed, and works again when installed", async () => {
   const { api, app, preflight, seen } = page();
   const below = api.queuePrompt;
-  api.queuePrompt = (/** @type {any[]} */ ...args) => below.apply(app, args);
+  const theirs = (/** @type {any[]} */ ...args) => below.apply(app, args);
+  api.queuePrompt = theirs;
   preflight.remove();
+  assert.equal(api.queuePrompt, theirs);
   await app.queuePrompt(0);
   assert.deepEqual([seen.checks.length, api.posts.length], [0, 1]);
   preflight.install();
