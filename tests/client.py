@@ -1,6 +1,7 @@
 """Waits for prompts as a real client does: over the websocket, without asking again and again."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,7 +12,13 @@ SECONDS_TO_FINISH = 300.0
 
 def history_of(url: str, prompt_id: str) -> dict[str, Any]:
     """The history entry of a queued prompt once it has ended, on a host or a real ComfyUI. Raises TimeoutError."""
-    return asyncio.run(asyncio.wait_for(_history_of(url, prompt_id), SECONDS_TO_FINISH))
+    # in a thread of its own: Playwright's synchronous API keeps an event loop running in the caller's
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(_in_time(url, prompt_id))).result()
+
+
+async def _in_time(url: str, prompt_id: str) -> dict[str, Any]:
+    return await asyncio.wait_for(_history_of(url, prompt_id), SECONDS_TO_FINISH)
 
 
 async def _history_of(url: str, prompt_id: str) -> dict[str, Any]:
