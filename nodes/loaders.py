@@ -14,7 +14,7 @@ DEFAULT_PIPELINE = "wan"
 
 
 class RegisteringLoader:
-    """A stock loader that also registers. Subclasses name the stock node, the role, the type and which input is the file."""
+    """A stock loader that also registers. Subclasses name the stock node, the role, and where its file is."""
 
     pack: ClassVar[Pack]
     """Set once, when the pack connects to ComfyUI."""
@@ -22,6 +22,7 @@ class RegisteringLoader:
     STOCK: ClassVar[str]
     ROLE: ClassVar[ComponentRole]
     FILE_INPUT: ClassVar[str]
+    FOLDER: ClassVar[str]
 
     FUNCTION = "load"
     CATEGORY = "VRAM Headroom/loaders"
@@ -40,14 +41,15 @@ class RegisteringLoader:
 
     def load(self, pipeline: str = DEFAULT_PIPELINE, **inputs: object) -> tuple[Any]:
         """Load as ComfyUI does, register, and hand on exactly what ComfyUI's loader gave."""
-        loaded = self.pack.host.files.stock_load(self.STOCK, **inputs)
-        patcher = getattr(loaded, "patcher", loaded)
+        host = self.pack.host
+        loaded = host.files.stock_load(self.STOCK, **inputs)
+        file = str(inputs[self.FILE_INPUT])
         self.pack.offloader.register(
             pipeline=pipeline.strip() or DEFAULT_PIPELINE,
-            name=str(inputs[self.FILE_INPUT]),
+            name=file,
             role=self.ROLE,
-            handle=self.pack.host.models.handle(patcher),
-            node_id=self.pack.host.execution.current_node(),
+            handle=host.models.handle(getattr(loaded, "patcher", loaded), host.files.path(self.FOLDER, file)),
+            node_id=host.execution.current_node(),
         )
         return (loaded,)
 
@@ -56,6 +58,7 @@ class LoadDiffusionModel(RegisteringLoader):
     STOCK = "UNETLoader"
     ROLE = ComponentRole.GENERATOR
     FILE_INPUT = "unet_name"
+    FOLDER = "diffusion_models"
     RETURN_TYPES = ("MODEL",)
     DESCRIPTION = "Loads a WAN diffusion model as ComfyUI does and shows it by name in the VRAM bar."
     SEARCH_ALIASES: ClassVar = ["wan", "unet", "vram", "load diffusion model"]
@@ -65,6 +68,7 @@ class LoadTextEncoder(RegisteringLoader):
     STOCK = "CLIPLoader"
     ROLE = ComponentRole.TEXT_ENCODER
     FILE_INPUT = "clip_name"
+    FOLDER = "text_encoders"
     RETURN_TYPES = ("CLIP",)
     DESCRIPTION = "Loads WAN's text encoder (UMT5) as ComfyUI does and shows it by name in the VRAM bar."
     SEARCH_ALIASES: ClassVar = ["wan", "umt5", "clip", "vram", "load text encoder"]
@@ -83,6 +87,7 @@ class LoadVAE(RegisteringLoader):
     STOCK = "VAELoader"
     ROLE = ComponentRole.VAE
     FILE_INPUT = "vae_name"
+    FOLDER = "vae"
     RETURN_TYPES = ("VAE",)
     DESCRIPTION = "Loads WAN's VAE as ComfyUI does and shows it by name in the VRAM bar."
     SEARCH_ALIASES: ClassVar = ["wan", "vae", "vram", "load vae"]
@@ -92,6 +97,7 @@ class LoadCLIPVision(RegisteringLoader):
     STOCK = "CLIPVisionLoader"
     ROLE = ComponentRole.CLIP_VISION
     FILE_INPUT = "clip_name"
+    FOLDER = "clip_vision"
     RETURN_TYPES = ("CLIP_VISION",)
     DESCRIPTION = "Loads WAN 2.1's image encoder (CLIP vision) as ComfyUI does and shows it by name in the VRAM bar."
     SEARCH_ALIASES: ClassVar = ["wan", "clip vision", "vram", "image encoder"]

@@ -106,3 +106,76 @@ def test_a_driver_that_does_not_answer_is_named() -> None:
 
     with pytest.raises(DeviceReadError, match="Odd card did not answer a memory query: device lost"):
         CallbackAccelerator("Odd card", broken).read()
+
+
+class Driver:
+    """What `torch.cuda` and `torch.xpu` offer, as far as they are asked."""
+
+    def __init__(self, free: int, total: int, reserved: int, active: int) -> None:
+        self._read = (free, total)
+        self._stats = {"reserved_bytes.all.current": reserved, "active_bytes.all.current": active}
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        return self._read
+
+    def memory_stats(self, index: int) -> dict[str, int]:
+        return self._stats
+
+    def get_device_name(self, index: int) -> str:
+        return f"Card {index}"
+
+    def device_count(self) -> int:
+        return 2
+
+    def is_available(self) -> bool:
+        return True
+
+
+def test_a_torch_card_is_read_from_its_driver_and_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", Driver(free=6, total=10, reserved=3, active=2))
+    cards = discover()
+    assert [(card.index, card.name, card.kind) for card in cards] == [(0, "Card 0", "cuda"), (1, "Card 1", "cuda")]
+    assert cards[0].read() == MemoryReading(total=10, free=6, reserved=3, active=2)
+
+
+def test_rocm_goes_by_torchs_cuda_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", Driver(6, 10, 3, 2))
+    monkeypatch.setattr(torch.version, "hip", "7.14")
+    assert discover()[0].kind == "rocm"
+
+
+def test_an_allocator_that_was_never_used_holds_nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(6, 10, 3, 2)
+    driver._stats = {}
+    monkeypatch.setattr(torch, "cuda", driver)
+    assert discover()[0].read() == MemoryReading(total=10, free=6, reserved=None, active=None)
+
+
+def test_xpu_is_found_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "xpu", Driver(6, 10, 3, 2))
+    assert [(card.kind, card.read().free) for card in discover()] == [("xpu", 6), ("xpu", 6)]
+
+
+def test_an_xpu_without_a_driver_reading_counts_what_its_own_allocator_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldXPU:
+        def get_device_properties(self, index: int) -> object:
+            return type("Properties", (), {"total_memory": 100})()
+
+        def memory_reserved(self, index: int) -> int:
+            return 30
+
+    monkeypatch.setattr(torch, "xpu", OldXPU())
+    monkeypatch.delattr(torch.accelerator, "get_memory_info", raising=False)
+    assert TorchAccelerator("xpu", 0).read() == MemoryReading(total=100, free=70, reserved=None, active=None)
+
+
+def test_apples_gpu_is_as_large_as_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 100)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 40)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 25)
+    (card,) = discover()
+    assert (card.kind, card.read()) == ("mps", MemoryReading(total=100, free=60, reserved=40, active=25))

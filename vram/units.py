@@ -2,7 +2,6 @@
 
 from typing import Final
 
-KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
@@ -10,11 +9,6 @@ GIB: Final = 1 << 30
 def gib(count: int) -> float:
     """Bytes as GiB (2**30 bytes), for messages and JSON fields that say so."""
     return count / GIB
-
-
-def from_gib(amount: float) -> int:
-    """GiB (2**30 bytes) as whole bytes, rounded to nearest."""
-    return round(amount * GIB)
 
 
 def say_gib(count: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .execution import HostExecution
 from .files import HostFiles
 from .models import HostModels
-from .seams import SeamTable
+from .seams import SeamTable, seams_switched_off
 from .server import HostServer
 
 
@@ -24,7 +24,7 @@ class Host:
 
 def connect() -> Host:
     """Take hold of the running ComfyUI. What it lacks is noted in the seam table, never raised."""
-    seams = SeamTable()
+    seams = SeamTable(off=seams_switched_off())
     execution = HostExecution(seams)
     models = HostModels(seams, lambda: execution.running)
     execution.at_boundary(models.publish)

@@ -32,6 +32,7 @@ class OnCard(NamedTuple):
     bytes_on_card: int
     in_use: bool
     elastic: bool
+    device_index: int
 
 
 class ComfyModelHandle:
@@ -78,13 +79,17 @@ class HostModels:
         self._published: tuple[OnCard, ...] = ()
         self._specs: dict[str, tuple[object, NodeSpec]] = {}
         self._others_when_idle = 0
+        self._files: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._seams = seams
         seams.note(LOADED_MODELS, live=isinstance(getattr(model_management, "current_loaded_models", None), list))
         seams.note(MEMORY_READING, live=callable(getattr(model_management, "get_free_memory", None)))
 
     # models
 
-    def handle(self, patcher: Any) -> ComfyModelHandle:
+    def handle(self, patcher: Any, file: str | None) -> ComfyModelHandle:
+        """A handle on a model that was just loaded from `file`."""
+        if file is not None:
+            self._files[patcher.model] = file
         return ComfyModelHandle(patcher, self)
 
     def loaded(self) -> tuple[OnCard, ...]:
@@ -113,13 +118,15 @@ class HostModels:
         """Bytes ComfyUI would give back on this card when asked: models it does not compute with, and all elastic ones."""
         return sum(
             model.bytes_on_card
-            for (_, patcher), model in zip(self._entries(), self.loaded(), strict=False)
-            if (getattr(patcher.load_device, "index", None) or 0) == index and (not model.in_use or is_dynamic(patcher))
+            for model in self.loaded()
+            if model.device_index == index and (model.elastic or not model.in_use)
         )
 
     def _entries(self) -> Iterator[tuple[Any, Any]]:
         # a copy: the worker thread changes the list while others read it
-        for entry in list(getattr(model_management, "current_loaded_models", ())):
+        if not self._seams.live(LOADED_MODELS):
+            return
+        for entry in list(model_management.current_loaded_models):
             patcher = entry.model
             if patcher is not None and patcher.load_device != torch.device("cpu"):
                 yield entry, patcher
@@ -127,19 +134,24 @@ class HostModels:
     def _read(self, entry: Any, patcher: Any, running: bool, published: Mapping[int, OnCard] | None) -> OnCard:
         key = id(patcher.model)
         if published is not None and is_dynamic(patcher):
-            return published.get(key) or OnCard(key, type(patcher.model).__name__, None, 0, 0, False, True)
-        source = source_file(patcher)
-        if source is not None:
-            self._seams.note(SOURCE_FILES, live=True)
+            return published.get(key) or OnCard(
+                key, type(patcher.model).__name__, None, 0, 0, False, True, device_index(patcher)
+            )
         return OnCard(
             key=key,
             name=type(patcher.model).__name__,
-            file=source,
+            file=self._source_file(patcher),
             bytes=int(patcher.model_size()),
             bytes_on_card=int(patcher.loaded_size()),
             in_use=running and bool(getattr(entry, "currently_used", True)),
             elastic=is_dynamic(patcher),
+            device_index=device_index(patcher),
         )
+
+    def _source_file(self, patcher: Any) -> str | None:
+        if not self._seams.knows(SOURCE_FILES):
+            self._seams.note(SOURCE_FILES, live=hasattr(patcher, "cached_patcher_init"))
+        return self._files.get(patcher.model) or (source_file(patcher) if self._seams.live(SOURCE_FILES) else None)
 
     # cards
 
@@ -149,7 +161,7 @@ class HostModels:
         if device == torch.device("cpu"):
             return ()
         found = [card for card in discover() if card.kind.replace("rocm", "cuda") == device.type]
-        if found:
+        if found or not self._seams.live(MEMORY_READING):
             return found
         return (
             CallbackAccelerator(
@@ -214,6 +226,10 @@ def is_dynamic(patcher: Any) -> bool:
     """A DynamicVRAM patcher; releases before it have no such question to ask."""
     ask = getattr(patcher, "is_dynamic", None)
     return bool(ask()) if callable(ask) else False
+
+
+def device_index(patcher: Any) -> int:
+    return getattr(patcher.load_device, "index", None) or 0
 
 
 def dynamic_vram_is_on() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,9 @@ logger = logging.getLogger("vram_headroom")
 
 MARK = "__vram_headroom_seam__"
 """Set on our wrappers, so that a module loaded twice does not wrap twice."""
+
+
+State = Literal["live", "absent", "off"]
 
 
 class Seam(NamedTuple):
@@ -40,18 +44,32 @@ SOURCE_FILES = Seam(
 )
 
 
+OFF_VARIABLE = "VRAM_HEADROOM_SEAMS_OFF"
+"""Environment variable: names of seams not to use, separated by commas. For finding out what breaks what."""
+
+
 @dataclass(slots=True)
 class SeamTable:
     """What became of each seam. Filled while the pack connects, read by the status route."""
 
-    _states: dict[str, tuple[Seam, Literal["live", "absent", "off"]]] = field(default_factory=dict)
+    off: frozenset[str] = frozenset()
+    _states: dict[str, tuple[Seam, State]] = field(default_factory=dict)
+
+    def knows(self, seam: Seam) -> bool:
+        return seam.name in self._states
+
+    def live(self, seam: Seam) -> bool:
+        return seam.name in self._states and self._states[seam.name][1] == "live"
 
     def note(self, seam: Seam, live: bool) -> bool:
-        """Record whether `seam` serves; says so once in the log where it does not. Returns `live`."""
-        self._states[seam.name] = (seam, "live" if live else "absent")
-        if not live:
+        """Record whether `seam` serves; says so in the log where it does not. Returns whether it may be used."""
+        state: State = "off" if seam.name in self.off else "live" if live else "absent"
+        self._states[seam.name] = (seam, state)
+        if state == "absent":
             logger.info("this ComfyUI has no %s: %s", seam.name, seam.without_it)
-        return live
+        elif state == "off":
+            logger.info("%s is switched off: %s", seam.name, seam.without_it)
+        return state == "live"
 
     def wrap(self, seam: Seam, owner: object, name: str, around: Callable[..., Any]) -> bool:
         """Put `around(original, *args, **kwargs)` before whatever `owner.name` is now, ours or another pack's.
@@ -59,10 +77,10 @@ class SeamTable:
         Coroutine functions stay coroutine functions. Installing twice leaves one wrapper.
         """
         original = getattr(owner, name, None)
-        if not callable(original):
-            return self.note(seam, live=False)
+        if not self.note(seam, live=callable(original)) or original is None:
+            return False
         if getattr(original, MARK, None) == seam.name:
-            return self.note(seam, live=True)
+            return True
 
         @functools.wraps(original)
         async def awaited(*args: Any, **kwargs: Any) -> Any:
@@ -76,9 +94,14 @@ class SeamTable:
 
         setattr(wrapper, MARK, seam.name)
         setattr(owner, name, wrapper)
-        return self.note(seam, live=True)
+        return True
 
     def report(self) -> tuple[SeamReport, ...]:
         return tuple(
             SeamReport(seam.name, seam.kind, seam.since, state, seam.without_it) for seam, state in self._states.values()
         )
+
+
+def seams_switched_off() -> frozenset[str]:
+    """Names in the environment variable, trimmed."""
+    return frozenset(name.strip() for name in os.environ.get(OFF_VARIABLE, "").split(",") if name.strip())

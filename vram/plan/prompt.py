@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -261,11 +260,6 @@ def class_types(prompt: object) -> frozenset[str]:
         return frozenset()
     named = (node.get("class_type") for node in prompt.values() if isinstance(node, dict))
     return frozenset(name for name in named if isinstance(name, str))
-
-
-def content_key(prompt: object) -> str:
-    """A text equal for equal prompts, whatever the order of their keys."""
-    return json.dumps(prompt, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def as_link(value: object) -> Link | None:
