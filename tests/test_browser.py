@@ -3,21 +3,17 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from chromium import chromium
 from client import history_of
 from host.process import HostProcess, start_host
-from host.record.record_prompts import RECORDED, SHOWN, export
-from playwright.sync_api import Browser, Locator, Page, expect
+from host.record.record_prompts import RECORDED, export
+from playwright.sync_api import Browser, expect
 from prompts import official
+from session import BAR, QUESTION, Session
 
-ARTIFACTS = Path(__file__).parent / "artifacts"
 GIB = 1 << 30
-BAR = "#vram-headroom-bar"
-QUESTION = "dialog#vram-headroom-question"
 
 SAMPLERS = {"video_wan2_2_14B_t2v": "128:81", "text_to_video_wan": "3"}
 
@@ -28,79 +24,35 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
-class Session:
-    """One page on one host, and every prompt it posted."""
-
-    def __init__(self, host: HostProcess, browser: Browser) -> None:
-        self.host = host
-        self.page: Page = browser.new_page(viewport={"width": 1400, "height": 860})
-        self.posted: list[str] = []
-        self.checks = 0
-        self.page.on("response", self._note)
-        self.page.goto(host.url)
-        self.page.wait_for_function(SHOWN)
-        expect(self.page.locator(BAR)).to_have_attribute("data-state", "ok", timeout=30_000)
-
-    def _note(self, response: Any) -> None:
-        if response.request.method != "POST":
-            return
-        if response.url.endswith("/api/prompt") and response.status == 200:
-            self.posted.append(response.json()["prompt_id"])
-        if response.url.endswith("/vram/check"):
-            self.checks += 1
-
-    def run(self) -> None:
-        self.page.get_by_test_id("queue-button").first.click()
-
-    def bar(self, name: str) -> str | None:
-        return self.page.locator(BAR).get_attribute(f"data-{name}")
-
-    def used(self) -> int:
-        return int(self.bar("used-bytes") or 0)
-
-    def toast(self, text: str) -> Locator:
-        return self.page.get_by_role("listitem").or_(self.page.get_by_role("alert")).filter(has_text=text).first
-
-    def shot(self, name: str) -> None:
-        ARTIFACTS.mkdir(exist_ok=True)
-        self.page.screenshot(path=ARTIFACTS / f"{name}.png")
-
-    def await_bar(self, **shown: object) -> None:
-        """Until the bar shows these values."""
-        for name, value in shown.items():
-            expect(self.page.locator(BAR)).to_have_attribute(f"data-{name.replace('_', '-')}", str(value), timeout=20_000)
-
-    def press(self, click: Callable[[], None]) -> str:
-        """Click something that queues; the id of the prompt that was posted."""
-        with self.page.expect_response(lambda response: response.url.endswith("/api/prompt")) as posted:
-            click()
-        assert posted.value.status == 200, posted.value.text()
-        return posted.value.json()["prompt_id"]
+@pytest.fixture
+def host(request: pytest.FixtureRequest) -> Iterator[HostProcess]:
+    """A stand-in host of (GiB of VRAM, template on the canvas)."""
+    vram_gb, template = request.param
+    with start_host(vram_gb=vram_gb, template=template) as running:
+        yield running
 
 
 @pytest.fixture
-def session(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Session]:
-    vram_gb, template = request.param
-    with start_host(vram_gb=vram_gb, template=template) as host:
-        opened = Session(host, browser)
-        yield opened
-        opened.page.close()
+def session(host: HostProcess, browser: Browser) -> Iterator[Session]:
+    opened = Session(host.url, browser)
+    yield opened
+    opened.page.close()
 
 
-def run_and_watch(session: Session, name: str, sampler: str, said: Callable[[], None]) -> None:
+def run_and_watch(host: HostProcess, session: Session, name: str, sampler: str, said: Callable[[], None]) -> None:
     """Press Run and follow it to its end, reading the bar before, during and after."""
     assert (session.used(), session.bar("pressure")) == (0, "0")
-    session.host.post("/_host/hold", {"node_id": sampler, "step": 3})
+    host.post("/_host/hold", {"node_id": sampler, "step": 3})
     prompt_id = session.press(session.run)
     said()
-    session.host.get("/_host/held?timeout=60")
-    status = session.host.get("/api/v1/hardware/vram").body
+    host.get("/_host/held?timeout=60")
+    status = host.get("/api/v1/hardware/vram").body
     assert status["running"]["node_id"] == sampler
     during = status["devices"][0]
     session.await_bar(used_bytes=during["used_bytes"], pressure=int(during["pressure_percent"]))
     session.shot(f"{name}-running")
-    session.host.post("/_host/release")
-    entry = history_of(session.host.url, prompt_id)
+    host.post("/_host/release")
+    entry = history_of(host.url, prompt_id)
     assert entry["status"]["status_str"] == "success", entry["status"]
     # what is idle can be given back, and stays loaded until somebody needs the room
     session.await_bar(pressure=0)
@@ -110,38 +62,38 @@ def run_and_watch(session: Session, name: str, sampler: str, said: Callable[[], 
 
 
 @pytest.mark.parametrize(
-    ("session", "template"),
+    ("host", "template"),
     [((16, "video_wan2_2_14B_t2v"), "video_wan2_2_14B_t2v")],
-    indirect=["session"],
+    indirect=["host"],
 )
-def test_on_16_gb_a_quiet_toast_says_what_streams_and_it_runs(session: Session, template: str) -> None:
+def test_on_16_gb_a_quiet_toast_says_what_streams_and_it_runs(host: HostProcess, session: Session, template: str) -> None:
     def said() -> None:
         toast = session.toast("streams")
         expect(toast).to_be_visible()
         expect(toast).to_contain_text(re.compile(r"keeps [\d.]+ GB of 13\.3 GB on the card and streams [\d.]+ GB per step"))
         expect(session.page.locator(QUESTION)).to_be_hidden()
 
-    run_and_watch(session, "16gb-14b", SAMPLERS[template], said)
+    run_and_watch(host, session, "16gb-14b", SAMPLERS[template], said)
     assert session.checks == 1
 
 
 @pytest.mark.parametrize(
-    ("session", "template", "name"),
+    ("host", "template", "name"),
     [
         ((96, "video_wan2_2_14B_t2v"), "video_wan2_2_14B_t2v", "96gb-14b"),
         ((16, "text_to_video_wan"), "text_to_video_wan", "16gb-1.3b"),
     ],
-    indirect=["session"],
+    indirect=["host"],
 )
-def test_what_fits_says_nothing_and_runs(session: Session, template: str, name: str) -> None:
-    run_and_watch(session, name, SAMPLERS[template], said=lambda: None)
+def test_what_fits_says_nothing_and_runs(host: HostProcess, session: Session, template: str, name: str) -> None:
+    run_and_watch(host, session, name, SAMPLERS[template], said=lambda: None)
     assert session.bar("last-check") == "fits"
     expect(session.toast("streams")).to_have_count(0)
     expect(session.page.locator(QUESTION)).to_be_hidden()
 
 
-@pytest.mark.parametrize("session", [(4, name) for name in SAMPLERS], indirect=True)
-def test_on_4_gb_the_question_opens_and_cancel_queues_nothing(session: Session) -> None:
+@pytest.mark.parametrize("host", [(4, name) for name in SAMPLERS], indirect=True)
+def test_on_4_gb_the_question_opens_and_cancel_queues_nothing(host: HostProcess, session: Session) -> None:
     question = session.page.locator(QUESTION)
     session.run()
     expect(question).to_be_visible()
@@ -155,28 +107,28 @@ def test_on_4_gb_the_question_opens_and_cancel_queues_nothing(session: Session) 
     expect(question).to_be_visible()
     question.get_by_role("button", name="Cancel").click()
     expect(question).to_be_hidden()
-    assert session.posted == []
-    assert session.host.get("/history").body == {}
+    assert session.posted == 0
+    assert host.get("/history").body == {}
     assert session.page.locator("[role=dialog]:visible").count() == 0
 
 
-@pytest.mark.parametrize("session", [(4, "text_to_video_wan")], indirect=True)
-def test_run_anyway_queues_once_and_the_run_ends_as_comfyui_can(session: Session) -> None:
+@pytest.mark.parametrize("host", [(4, "text_to_video_wan")], indirect=True)
+def test_run_anyway_queues_once_and_the_run_ends_as_comfyui_can(host: HostProcess, session: Session) -> None:
     session.run()
     prompt_id = session.press(session.page.locator(QUESTION).get_by_role("button", name="Run anyway").click)
     expect(session.page.locator(QUESTION)).to_be_hidden()
-    entry = history_of(session.host.url, prompt_id)
-    assert session.posted == [prompt_id]
+    entry = history_of(host.url, prompt_id)
+    assert session.posted == 1
     # the whole decode does not fit and ComfyUI's own tiled one does
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert entry["prompt"][3]["vram_headroom"]["verdict"] == "does_not_fit"
 
 
-@pytest.mark.parametrize("session", [(4, "video_wan2_2_14B_t2v")], indirect=True)
-def test_what_was_said_not_to_fit_does_run_out_of_memory(session: Session) -> None:
+@pytest.mark.parametrize("host", [(4, "video_wan2_2_14B_t2v")], indirect=True)
+def test_what_was_said_not_to_fit_does_run_out_of_memory(host: HostProcess, session: Session) -> None:
     session.run()
     prompt_id = session.press(session.page.locator(QUESTION).get_by_role("button", name="Run anyway").click)
-    entry = history_of(session.host.url, prompt_id)
+    entry = history_of(host.url, prompt_id)
     error = next(message[1] for message in entry["status"]["messages"] if message[0] == "execution_error")
     assert error["exception_type"] == "torch.OutOfMemoryError"
     assert error["node_id"] == "128:81"
