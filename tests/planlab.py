@@ -80,6 +80,29 @@ VOCABULARY: Mapping[str, NodeSpec] = {
     "PrimitiveFloat": NodeSpec({"value": "FLOAT"}, ("FLOAT",)),
     "PrimitiveBoolean": NodeSpec({"value": "BOOLEAN"}, ("BOOLEAN",)),
     "RandomSize": NodeSpec({"seed": "INT"}, ("INT",)),
+    "LatentUpscale": NodeSpec({"samples": "LATENT", "width": "INT", "height": "INT"}, ("LATENT",)),
+    "LatentUpscaleBy": NodeSpec({"samples": "LATENT", "scale_by": "FLOAT"}, ("LATENT",)),
+    "TrimVideoLatent": NodeSpec({"samples": "LATENT", "trim_amount": "INT"}, ("LATENT",)),
+    "LatentConcat": NodeSpec({"samples1": "LATENT", "samples2": "LATENT"}, ("LATENT",)),
+    "SplitSigmas": NodeSpec({"sigmas": "SIGMAS", "step": "INT"}, ("SIGMAS", "SIGMAS")),
+    "ModelPatchLoader": NodeSpec({"name": "COMBO"}, ("MODEL_PATCH",)),
+    "PatchModel": NodeSpec({"model": "MODEL", "patch": "MODEL_PATCH"}, ("MODEL",)),
+    "WanCameraEmbedding": NodeSpec(
+        {"width": "INT", "height": "INT"}, ("WAN_CAMERA_EMBEDDING", "INT", "INT"), False, {}, ("camera", "width", "height")
+    ),
+    "WanReferenceToVideo": NodeSpec(
+        {
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "vae": "VAE",
+            "width": "INT",
+            "height": "INT",
+            "length": "INT",
+            "batch_size": "INT",
+            "ref_image": "IMAGE",
+        },
+        ("CONDITIONING", "CONDITIONING", "LATENT"),
+    ),
     "Reroute": NodeSpec({"": "*"}, ("*",)),
     "ComfySwitchNode": NodeSpec(
         {"switch": "BOOLEAN", "on_false": "COMFY_MATCHTYPE_V3", "on_true": "COMFY_MATCHTYPE_V3"}, ("COMFY_MATCHTYPE_V3",)
@@ -124,6 +147,7 @@ FILES: Mapping[tuple[str, str], Checkpoint] = {
         "/m/vision.safetensors", ("vision_model.encoder.layers.0.layer_norm1.weight", "F16", (20, UNIT // 2))
     ),
     ("loras", "fast.safetensors"): checkpoint("/m/fast.safetensors", ("blocks.0.q.lora_down.weight", "F16", (7, UNIT // 2))),
+    ("model_patches", "patch.safetensors"): checkpoint("/m/patch.safetensors", ("proj.weight", "F16", (9, UNIT // 2))),
     ("checkpoints", "whole.safetensors"): checkpoint(
         "/m/whole.safetensors",
         ("model.diffusion_model.head.modulation", "F16", (1, 2, 128)),

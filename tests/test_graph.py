@@ -1,12 +1,16 @@
 """From a prompt to a chain: who computes, with which models, at which shape, and what had to be assumed."""
 
+import json
+import random
 from typing import Any
 
 import planlab
 import pytest
 from planlab import UNIT, node
 from vram_headroom.vram.plan.graph import build_chain
+from vram_headroom.vram.plan.planner import make_plan
 from vram_headroom.vram.plan.prompt import PromptError, Unknown, parse_prompt
+from vram_headroom.vram.plan.report import check_report
 from vram_headroom.vram.plan.types import Chain
 
 
@@ -228,10 +232,10 @@ def test_a_wrapped_array_widget_is_a_value_and_no_link() -> None:
     assert graph.link("1", "value") is None
 
 
-def test_values_come_through_primitives_and_reroutes_however_long_the_row() -> None:
+def test_values_come_through_a_long_row_of_primitives_and_reroutes() -> None:
     prompt = {"0": node("PrimitiveInt", value=7)}
-    prompt |= {str(i): {"class_type": "Reroute", "inputs": {"": [str(i - 1), 0]}} for i in range(1, 100)}
-    graph = parse_prompt(prompt | {"x": node("RandomSize", seed=("99", 0))}, planlab.VOCABULARY)
+    prompt |= {str(i): {"class_type": "Reroute", "inputs": {"": [str(i - 1), 0]}} for i in range(1, 60)}
+    graph = parse_prompt(prompt | {"x": node("RandomSize", seed=("59", 0))}, planlab.VOCABULARY)
     assert graph.value("x", "seed") == 7
     looped = parse_prompt({"1": node("PrimitiveInt", value=("1", 0))}, planlab.VOCABULARY)
     assert isinstance(looped.value("1", "value"), Unknown)
@@ -245,3 +249,105 @@ def test_a_row_of_five_thousand_nodes_is_no_trouble() -> None:
     prompt["86"]["inputs"]["model"] = ["s4999", 0]
     chain = chain_of(prompt)
     assert chain.phases[2].models[0].file == "high_noise.safetensors"
+
+
+def upscaled(**upscale: Any) -> dict[str, Any]:
+    prompt = planlab.two_experts()
+    prompt["60"] = upscale["node"]
+    prompt["78"]["inputs"]["latent_image"] = ["60", 0]
+    return prompt
+
+
+def test_an_upscale_between_the_experts_keeps_the_frames() -> None:
+    chain = chain_of(upscaled(node=node("LatentUpscale", samples=("81", 0), width=1280, height=720)))
+    high, low, decode = chain.phases[2:]
+    assert (high.width, high.height, high.frames) == (640, 640, 81)
+    assert (low.width, low.height, low.frames, low.batch) == (1280, 720, 81, 1)
+    assert (decode.width, decode.height, decode.frames) == (1280, 720, 81)
+    assert chain.assumptions == ()
+
+
+def test_an_upscale_by_a_factor_is_followed() -> None:
+    chain = chain_of(upscaled(node=node("LatentUpscaleBy", samples=("81", 0), scale_by=1.5)))
+    assert (chain.phases[3].width, chain.phases[3].height, chain.phases[3].frames) == (960, 960, 81)
+
+
+def test_what_may_change_a_latent_unseen_is_an_assumption() -> None:
+    chain = chain_of(upscaled(node=node("TrimVideoLatent", samples=("81", 0), trim_amount=3)))
+    assert chain.assumptions == ("TrimVideoLatent 60 may change the size of its latent; it counts as unchanged",)
+    chain = chain_of(upscaled(node=node("LatentConcat", samples1=("81", 0), samples2=("74", 0))))
+    assert chain.assumptions == ("LatentConcat 60 joins 2 latents; the first one's size counts",)
+
+
+def test_a_reference_picture_alone_is_encoded_as_one_frame() -> None:
+    prompt = i2v_prompt()
+    prompt["8"]["class_type"] = "WanReferenceToVideo"
+    prompt["8"]["inputs"]["ref_image"] = prompt["8"]["inputs"].pop("start_image")
+    encode = next(phase for phase in chain_of(prompt).phases if phase.kind == "vae_encode")
+    assert (encode.width, encode.frames) == (832, 1)
+
+
+def test_a_part_of_a_schedule_has_no_known_number_of_steps() -> None:
+    custom = {
+        "9": node("SamplerCustomAdvanced", guider=("20", 0), sigmas=("22", 0), latent_image=("8", 2)),
+        "20": node("BasicGuider", model=("1", 0), conditioning=("8", 0)),
+        "21": node("BasicScheduler", model=("1", 0), steps=20),
+        "22": node("SplitSigmas", sigmas=("21", 0), step=10),
+    }
+    chain = chain_of(i2v_prompt(**custom))
+    assert next(phase for phase in chain.phases if phase.kind == "sample").steps is None
+    assert "how many steps SamplerCustomAdvanced 9 runs is not known before it runs" in chain.assumptions
+
+
+def test_a_size_that_a_node_passes_on_by_name_is_followed_and_said() -> None:
+    prompt = planlab.two_experts()
+    prompt["61"] = node("WanCameraEmbedding", width=832, height=480)
+    prompt["74"]["inputs"]["width"] = ["61", 1]
+    chain = chain_of(prompt)
+    assert chain.phases[2].width == 832
+    assert chain.assumptions == ("WanCameraEmbedding 61 passes its width on unchanged",)
+
+
+def test_models_of_other_types_are_counted_with_what_loads_them() -> None:
+    patched = i2v_prompt()
+    patched["40"] = node("ModelPatchLoader", name="patch.safetensors")
+    patched["41"] = node("PatchModel", model=("1", 0), patch=("40", 0))
+    patched["9"]["inputs"]["model"] = ["41", 0]
+    sample = next(phase for phase in chain_of(patched).phases if phase.kind == "sample")
+    assert [(model.file, model.role) for model in sample.models] == [
+        ("low_noise.safetensors", "generator"),
+        ("patch.safetensors", "other"),
+    ]
+
+
+def test_a_diamond_of_switches_is_no_trouble() -> None:
+    prompt = i2v_prompt()
+    prompt["99"] = node("RandomSize", seed=3)
+    source = ("1", 0)
+    for i in range(200):
+        prompt[f"s{i}"] = node("ComfySwitchNode", switch=("99", 0), on_false=source, on_true=source)
+        source = (f"s{i}", 0)
+    prompt["9"]["inputs"]["model"] = list(source)
+    sample = next(phase for phase in chain_of(prompt).phases if phase.kind == "sample")
+    assert {model.file for model in sample.models} == {"low_noise.safetensors"}
+
+
+def test_no_mutation_of_a_prompt_raises_anything_but_a_prompt_error() -> None:
+    odd = [None, True, -1, 10**400, float("nan"), float("inf"), "x", "", [], {}, ["81", 10**400], ["81", -9], ["404", 0]]
+    odd += [["81", float("inf")], ["70", 0.5], {"__value__": ["1", 0]}, "9**4000", ["127", 1], ["122", 0]]
+    chance = random.Random(7)
+    for _ in range(3_000):
+        prompt = planlab.two_experts(fast=chance.random() < 0.5)
+        for _ in range(chance.randint(1, 4)):
+            target = prompt[chance.choice(list(prompt))]
+            if chance.random() < 0.1:
+                target["class_type"] = chance.choice([None, 5, "Nope", *planlab.VOCABULARY])
+            elif target["inputs"]:
+                target["inputs"][chance.choice(list(target["inputs"]))] = chance.choice(odd)
+        card = planlab.card(chance.choice([100, 6_000, 50_000]))
+        try:
+            chain = build_chain(prompt, planlab.VOCABULARY, planlab.library, planlab.RULES, card)
+        except PromptError:
+            continue
+        answer = check_report(make_plan(chain, card, planlab.RULES))
+        json.dumps(answer, allow_nan=False)

@@ -10,7 +10,7 @@ from vram_headroom.vram.estimate import wan
 from vram_headroom.vram.plan.graph import build_chain
 from vram_headroom.vram.plan.planner import activation, make_plan
 from vram_headroom.vram.plan.report import check_report
-from vram_headroom.vram.plan.types import Card, HostRules, Phase, Plan
+from vram_headroom.vram.plan.types import Card, HeldModel, HostRules, Phase, Plan
 
 GIB = 1 << 30
 
@@ -102,7 +102,7 @@ def test_a_graph_without_models_is_unknown_and_says_so() -> None:
     prompt = {"1": planlab.node("LoadImage", image="a.png"), "2": planlab.node("SaveVideo", images=("1", 0))}
     plan = plan_of(1_000, prompt)
     assert (plan.verdict, plan.runs) == ("unknown", True)
-    assert plan.message == "No node of this graph puts a model on the card, so there is nothing to check."
+    assert plan.message.startswith("No model of a type this check knows (MODEL, CLIP, VAE,")
 
 
 def test_a_phase_of_unknown_size_makes_the_verdict_unknown_but_a_known_shortage_stays() -> None:
@@ -147,3 +147,33 @@ def test_without_flash_attention_the_estimate_is_comfyuis_other_formula() -> Non
     assert flash is not None
     assert plain is not None
     assert (flash.expected, plain.expected) == (2 * UNIT, 15 * UNIT)
+
+
+def test_a_text_encoder_on_the_cpu_needs_nothing_of_the_card() -> None:
+    prompt = planlab.two_experts()
+    prompt["71"]["inputs"]["device"] = "cpu"
+    encode = plan_of(30_000, prompt).phases[0]
+    assert (encode.resident, encode.activation) == (0, (0, 0, 0))
+
+
+def test_many_phases_of_unknown_size_are_one_sentence() -> None:
+    prompt = planlab.two_experts()
+    prompt["74"]["inputs"]["width"] = ["99", 0]
+    prompt["99"] = planlab.node("RandomSize", seed=1)
+    assert plan_of(30_000, prompt).message == (
+        "Can't tell whether this fits: what Sampling (high noise) (node 81) and 2 more need is not known before the graph runs."
+    )
+
+
+def test_what_to_make_room_for_is_what_is_not_loaded_yet() -> None:
+    card = planlab.card(30_000)
+    chain = build_chain(planlab.two_experts(), planlab.VOCABULARY, planlab.library, RULES, card)
+    high = next(model for model in chain.models if model.file == "high_noise.safetensors")
+    low = next(model for model in chain.models if model.file == "low_noise.safetensors")
+    assert high.resident_bytes is not None
+    assert low.resident_bytes is not None
+    held = tuple(HeldModel(m.path, "WAN21", m.resident_bytes or 0, m.resident_bytes or 0) for m in (high, low))
+    decode = make_plan(chain, card, RULES).phases[4]
+    assert decode.activation is not None
+    assert make_plan(chain, card, RULES).new_bytes > 6_000 * UNIT
+    assert make_plan(chain, card, RULES, held).new_bytes == decode.activation.expected + decode.resident

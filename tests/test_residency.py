@@ -52,7 +52,8 @@ def test_what_is_partly_gone_leaves_first_then_the_smallest() -> None:
 
 def test_a_loaded_file_of_the_graph_is_not_loaded_twice() -> None:
     held = (HeldModel("/m/a", "WAN21", 60 * UNIT, 60 * UNIT),)
-    seen = Replay(card(100, free=40), RULES, held).phase(need(model("a", 60), minimum=40))
+    mine = model("a", 60)
+    seen = Replay(card(100, free=40), RULES, held, (mine,)).phase(need(mine, minimum=40))
     assert (seen.resident, seen.leaving, seen.others) == (60 * UNIT, (), 0)
 
 
@@ -95,3 +96,21 @@ def test_an_unused_elastic_model_never_grows() -> None:
     replay = Replay(card(100), rules)
     replay.phase(need(model("high", 90), minimum=90))
     assert replay.phase(need(model("low", 10))).others == 10 * UNIT
+
+
+def test_parts_of_one_file_are_models_of_their_own() -> None:
+    parts = (model("whole", 50), model("whole", 30, role="text_encoder"), model("whole", 4, role="vae"))
+    held = (HeldModel("/m/whole", "WanTEModel", 30 * UNIT, 30 * UNIT),)
+    replay = Replay(card(100, free=70), RULES, held, parts)
+    assert replay.phase(need(parts[1])).resident == 30 * UNIT
+    sample = replay.phase(need(parts[0]))
+    assert (sample.resident, sample.others, sample.leaving) == (50 * UNIT, 30 * UNIT, ())
+    decode = replay.phase(need(parts[2]))
+    assert (decode.resident, decode.others) == (4 * UNIT, 80 * UNIT)
+
+
+def test_one_file_in_two_dtypes_is_two_models() -> None:
+    replay = Replay(card(100), RULES)
+    replay.phase(need(model("a", 40)))
+    second = replay.phase(need(model("a", 20, options="'fp8_e4m3fn'")))
+    assert (second.resident, second.others) == (20 * UNIT, 40 * UNIT)

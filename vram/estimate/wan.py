@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from ..units import MIB
 from .checkpoint import Checkpoint
@@ -184,3 +184,53 @@ def vae_encode_required(*, frames: int, height: int, width: int, stride: int, el
     if stride == 16:
         return 3300 * height * width * element_bytes
     return (1500 if frames <= 4 else 6000) * height * width * element_bytes
+
+
+KV_LAYERS: Final = 30
+"""Layers of WAN 1.3B, which the causal models are (self-forcing, LongLive, ComfyUI's CausalAR)."""
+
+KV_DIM: Final = 1536
+"""Hidden size of WAN 1.3B."""
+
+TEXT_TOKENS: Final = 512
+"""Prompts are padded to 512 tokens; cross-attention caches keys and values of all of them."""
+
+VAE_FEATURE_CACHE: Final = 4729
+"""Bytes per pixel that the 2.1 decoder keeps between chunks in 16 bit (traced). A whole decode has it in its own peak."""
+
+STEP_LATENTS: Final = 12
+"""fp32 latents held in one sampling step with cond and uncond: 6 + 3 for each (traced through ComfyUI's sampler)."""
+
+
+class VideoOverhead(NamedTuple):
+    """What a video keeps beside weights and the activations of a forward, in bytes."""
+
+    kv_cache: int
+    temporal_buffer: int
+    vae_cache: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def video_runtime_overhead(*, width: int, height: int, frames: int = 81, causal: bool = False) -> VideoOverhead:
+    """The runtime overhead of a video of `frames` at `width` x `height` pixels.
+
+    A causal model also keeps the keys and values of every frame it has made, and its VAE streams. Raises ValueError that names
+    the size that is below 1.
+    """
+    for name, value in (("width", width), ("height", height), ("frames", frames)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    time, rows, columns = latent_frames(frames), -(-height // 8), -(-width // 8)
+    latent = 4 * 16 * time * rows * columns
+    if not causal:
+        return VideoOverhead(0, STEP_LATENTS * latent, 0)
+    tokens = time * -(-height // 16) * -(-width // 16)
+    keys_and_values = 2 * KV_LAYERS * KV_DIM * 2
+    return VideoOverhead(
+        kv_cache=keys_and_values * (tokens + TEXT_TOKENS),
+        temporal_buffer=STEP_LATENTS * latent,
+        vae_cache=VAE_FEATURE_CACHE * width * height,
+    )

@@ -65,11 +65,13 @@ def evaluate(expression: str, names: Mapping[str, Number]) -> Number:
         raise ExpressionError(f"an expression of {len(expression)} characters is not evaluated")
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body, names)
+        # an integer too large for a float is refused here too: it overflows
+        finite = math.isfinite(value)
     except ExpressionError:
         raise
     except (SyntaxError, ArithmeticError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"{expression!r} can't be evaluated: {error}") from None
-    if not math.isfinite(value):
+    if not finite:
         raise ExpressionError(f"{expression!r} has no finite value")
     return value
 

@@ -62,7 +62,8 @@ def build_chain(
         kind = classify(graph, node_id, sources)
         if kind is not None:
             phases.append(_phase(graph, finder, node_id, kind, sources))
-    return Chain(tuple(phases), finder.models, tuple(finder.assumptions), tuple(dict.fromkeys(finder.unknown)))
+    assumptions = tuple(dict.fromkeys((*finder.assumptions, *graph.assumed)))
+    return Chain(tuple(phases), finder.models, assumptions, tuple(dict.fromkeys(finder.unknown)))
 
 
 def classify(graph: Graph, node_id: str, sources: dict[str, Sources]) -> PhaseKind | None:
@@ -109,7 +110,8 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
     for name, value in zip(("width", "height", "frames"), shape, strict=False):
         if value is None:
             finder.assumptions.append(f"the {name} that {graph.title(node_id)} works at is not known before it runs")
-    phase = replace(phase, width=shape.width, height=shape.height, frames=shape.frames, batch=shape.batch)
+    frames = 1 if kind == "vae_encode" and _encodes_one_picture(graph, node_id) else shape.frames
+    phase = replace(phase, width=shape.width, height=shape.height, frames=frames, batch=shape.batch)
     if kind == "sample":
         phase = replace(phase, steps=sampling_steps(graph, node_id), cfg=guidance(graph, node_id))
         if phase.steps is None:
@@ -117,6 +119,12 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
         if phase.cfg is None:
             finder.assumptions.append(f"the cfg of {graph.title(node_id)} is not known; counted with a negative prompt")
     return phase
+
+
+def _encodes_one_picture(graph: Graph, node_id: str) -> bool:
+    """Only a reference picture is linked: nodes encode it by itself, not padded to the clip's length."""
+    linked = [name for name, _ in graph.links(node_id) if graph.input_type(node_id, name) in ("IMAGE", "MASK", "VIDEO")]
+    return bool(linked) and graph.class_of(node_id) not in ENCODES_UNASKED and all(n.startswith("ref") for n in linked)
 
 
 def _title(graph: Graph, node_id: str, kind: PhaseKind, models: tuple[ModelRef, ...]) -> str:
@@ -131,29 +139,67 @@ def _title(graph: Graph, node_id: str, kind: PhaseKind, models: tuple[ModelRef, 
 
 
 def latent_shape(graph: Graph, node_id: str) -> LatentShape:
-    """The size a node works at: its own width and height widgets, or those of the node its latent comes from."""
+    """The size a node works at: from its own widgets, and what those do not say from the node its latent comes from.
+
+    What lies between and may change the size without saying so is named in the graph's assumptions.
+    """
     seen: set[str] = set()
     here: str | None = node_id
+    known = LatentShape(None, None, None, None)
+    scale = 1.0
     while here is not None and here in graph.nodes and here not in seen:
         seen.add(here)
         spec = graph.spec(here)
         inputs = {*graph.inputs(here), *(spec.inputs if spec else ())}
-        if {"width", "height"} <= inputs:
-            length = next((name for name in LENGTH_INPUTS if name in inputs), None)
-            return LatentShape(
-                _positive(graph, here, "width"),
-                _positive(graph, here, "height"),
-                _positive(graph, here, length) if length else 1,
-                _positive(graph, here, "batch_size") if "batch_size" in inputs else 1,
-            )
-        here = next((link.node_id for name, link in graph.links(here) if graph.input_type(here, name) == "LATENT"), None)
-    return LatentShape(None, None, None, None)
+        latents = [link for name, link in graph.links(here) if graph.input_type(here, name) == "LATENT"]
+        if {"width", "height"} <= inputs and known.width is None:
+            sides = (_positive(graph, here, side) for side in ("width", "height"))
+            width, height = (None if side is None else round(side * scale) for side in sides)
+            known = known._replace(width=width, height=height)
+            if width is None or height is None:
+                return known
+        length = next((name for name in LENGTH_INPUTS if name in inputs), None)
+        if length and known.frames is None:
+            known = known._replace(frames=_positive(graph, here, length))
+            latents = latents if known.frames else []
+        if "batch_size" in inputs and known.batch is None:
+            known = known._replace(batch=_positive(graph, here, "batch_size"))
+        if not latents or None not in known:
+            break
+        if here != node_id:
+            scale *= _change_of_size(graph, here, len(latents))
+        here = latents[0].node_id
+    if known.width is None:
+        return known
+    # a latent without a length is a picture
+    return known._replace(frames=known.frames or (None if _says_length(graph, seen) else 1), batch=known.batch or 1)
+
+
+def _says_length(graph: Graph, node_ids: Iterable[str]) -> bool:
+    """A length widget was met whose value is not known."""
+    return any(name in graph.inputs(node_id) for node_id in node_ids for name in LENGTH_INPUTS)
+
+
+def _change_of_size(graph: Graph, node_id: str, latents: int) -> float:
+    """How a node between two latents scales their sides; what it may change unseen becomes an assumption."""
+    spec = graph.spec(node_id)
+    linked = {graph.input_type(node_id, name) for name, _ in graph.links(node_id)}
+    if linked & {"MODEL", "GUIDER"} or spec is None:
+        return 1.0
+    factor = graph.value(node_id, "scale_by") if "scale_by" in spec.inputs else None
+    if _is_number(factor) and factor > 0:
+        return float(factor)
+    if latents > 1:
+        graph.assumed[f"{graph.title(node_id)} joins {latents} latents; the first one's size counts"] = None
+    elif not {"width", "height"} <= set(spec.inputs) and "LATENT" in spec.outputs:
+        graph.assumed[f"{graph.title(node_id)} may change the size of its latent; it counts as unchanged"] = None
+    return 1.0
 
 
 def sampling_steps(graph: Graph, node_id: str) -> int | None:
     """Steps one sampler runs: all of its schedule, or from `start_at_step` to `end_at_step` of it."""
     owner = _owner(graph, node_id, "steps", "SIGMAS")
-    if owner is None:
+    if owner is None or _is_split(graph, node_id, owner):
         return None
     steps = _positive(graph, owner, "steps")
     if steps is None:
@@ -165,6 +211,17 @@ def sampling_steps(graph: Graph, node_id: str) -> int | None:
     if not _is_number(first) or not _is_number(last):
         return None
     return max(0, min(int(last), steps) - int(first))
+
+
+def _is_split(graph: Graph, node_id: str, owner: str) -> bool:
+    """A node between the schedule and the sampler takes a part of it: how many steps that is, is not known."""
+    here: str | None = node_id
+    while here is not None and here != owner:
+        sigmas = [link.node_id for name, link in graph.links(here) if graph.input_type(here, name) == "SIGMAS"]
+        here = sigmas[0] if sigmas else None
+        if here is not None and here != owner:
+            return True
+    return False
 
 
 def guidance(graph: Graph, node_id: str) -> float | None:
@@ -198,4 +255,5 @@ def _positive(graph: Graph, node_id: str, name: str) -> int | None:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """A number a widget may hold: neither infinite, nor NaN, nor an integer too large for any arithmetic."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..estimate import wan
 from ..units import say_gib
-from .residency import Need, Replay
+from .residency import Need, Replay, match_held
+from .sources import MODEL_TYPES
 from .types import Card, Chain, Estimate, HeldModel, HostRules, ModelRef, Phase, PhasePlan, Plan, Verdict
 
 BATCHING_FACTOR: Final = 1.5
@@ -27,18 +28,16 @@ def make_plan(chain: Chain, card: Card | None, rules: HostRules, held: Iterable[
         none = Card("no accelerator", 0, 0)
         message = "No accelerator was found, so there is no card to fit on: the graph runs in system memory."
         return Plan(_plan_id(chain, none), "unknown", message, none, (), chain.models, None, chain.assumptions)
-    replay = Replay(card, rules, held)
+    held = tuple(held)
+    loaded = {key: model.bytes_on_card for key, model in match_held(chain.models, held).items()}
+    replay = Replay(card, rules, held, chain.models)
     phases = tuple(_plan_phase(phase, replay, rules) for phase in chain.phases)
     peak_phase = max(
         (index for index, planned in enumerate(phases) if planned.activation is not None),
         key=lambda index: (phases[index].short, _pressing(phases[index])),
         default=None,
     )
-    reasons = chain.unknown or tuple(
-        f"what {planned.phase.title} (node {planned.phase.node_id}) needs is not known before it runs"
-        for planned in phases
-        if planned.activation is None and planned.phase.kind != "other"
-    )
+    reasons = chain.unknown or _unsized(phases)
     verdict = _verdict(phases, reasons)
     notes = [*chain.assumptions]
     if phases:
@@ -54,7 +53,33 @@ def make_plan(chain: Chain, card: Card | None, rules: HostRules, held: Iterable[
         models=chain.models,
         peak_phase=peak_phase,
         assumptions=tuple(notes),
+        new_bytes=max((_phase_bytes(phase, rules, loaded) for phase in chain.phases), default=0),
     )
+
+
+def chain_bytes(chain: Chain, rules: HostRules) -> int:
+    """What the largest phase takes with all its weights in place: phases follow one another, so they do not add up."""
+    return max((_phase_bytes(phase, rules, {}) for phase in chain.phases), default=0)
+
+
+def _phase_bytes(phase: Phase, rules: HostRules, loaded: Mapping[tuple[str, str, str], int]) -> int:
+    """Bytes of a phase that are not on the card yet: weights less what is `loaded` of them (by key), and activations."""
+    weights = sum(max(0, (model.resident_bytes or 0) - loaded.get(model.key, 0)) for model in phase.models if model.on_card)
+    estimate = activation(phase, rules)
+    return weights + (estimate.expected if estimate else 0)
+
+
+def _unsized(phases: tuple[PhasePlan, ...]) -> tuple[str, ...]:
+    """One sentence for all phases whose need is not known, however many."""
+    names = [
+        f"{planned.phase.title} (node {planned.phase.node_id})"
+        for planned in phases
+        if planned.activation is None and planned.phase.kind != "other"
+    ]
+    if not names:
+        return ()
+    rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (f"what {names[0]}{rest} need{'' if rest else 's'} is not known before the graph runs",)
 
 
 def _plan_phase(phase: Phase, replay: Replay, rules: HostRules) -> PhasePlan:
@@ -85,6 +110,8 @@ def _negative(phase: Phase) -> bool:
 
 def activation(phase: Phase, rules: HostRules, forwards: int = 1) -> Estimate | None:
     """Bytes a phase needs beside its weights, for one forward or for cond and uncond together; None if unknown."""
+    if phase.kind != "other" and phase.models and not any(model.on_card for model in phase.models):
+        return Estimate(0, 0, 0)
     match phase.kind:
         case "text_encode":
             return Estimate(wan.TEXT_ENCODER_ACTIVATION, wan.TEXT_ENCODER_ACTIVATION, wan.TEXT_ENCODER_ACTIVATION_LONG)
@@ -161,7 +188,8 @@ def _message(
             peak = max((planned.peak.expected for planned in phases if planned.peak), default=0)
             return f"Fits: at most {say_gib(peak)} of this card's {say_gib(card.total)}, with all weights in place."
     if not phases and not reasons:
-        return "No node of this graph puts a model on the card, so there is nothing to check."
+        known = ", ".join(MODEL_TYPES)
+        return f"No model of a type this check knows ({known}) reaches a node of this graph, so it can't be checked."
     return "Can't tell whether this fits: " + "; ".join(reasons) + "."
 
 

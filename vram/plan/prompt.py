@@ -11,8 +11,12 @@ from .types import NodeSpec, NodeVocabulary
 
 SCALARS: Final = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"})
 
-MAX_HOPS: Final = 256
-"""Values that come through more nodes than this are called unknown."""
+MAX_HOPS: Final = 64
+"""Values that come through more nodes than this are called unknown: the longest row in an official workflow has 6."""
+
+
+MAX_SLOT: Final = 1 << 16
+"""No node has that many outputs; what claims to be one is no link."""
 
 
 class PromptError(ValueError):
@@ -57,7 +61,10 @@ class Graph:
     nodes: Mapping[str, Mapping[str, Any]]
     vocabulary: NodeVocabulary
     targets: tuple[str, ...]
+    assumed: dict[str, None] = field(default_factory=dict, compare=False)
+    """What was assumed to find a value, in sentences."""
     _values: dict[Link, object] = field(default_factory=dict, compare=False)
+    _types: dict[Link, str] = field(default_factory=dict, compare=False)
 
     def class_of(self, node_id: str) -> str:
         class_type = self.nodes[node_id].get("class_type")
@@ -96,19 +103,24 @@ class Graph:
         return self.output_type(link) if link else declared or "*"
 
     def output_type(self, link: Link, hops: int = 0) -> str:
-        """Declared type of an output; a switch's is that of the branch it takes."""
+        """Declared type of an output; of a wildcard one the type of what comes in."""
         if link.node_id not in self.nodes or hops > MAX_HOPS:
             return "*"
+        if link in self._types:
+            return self._types[link]
         spec = self.spec(link.node_id)
-        declared = spec.outputs[link.slot] if spec and 0 <= link.slot < len(spec.outputs) else "*"
+        declared = spec.outputs[link.slot] if spec and link.slot < len(spec.outputs) else "*"
+        # known before its inputs are asked, so that a loop and a diamond of switches end here
+        self._types[link] = declared
         if is_wildcard(declared):
             for _, source in self.links(link.node_id):
                 found = self.output_type(source, hops + 1)
                 if not is_wildcard(found) and found not in SCALARS:
-                    return found
-        return declared
+                    self._types[link] = found
+                    break
+        return self._types[link]
 
-    def value(self, node_id: str, name: str) -> object:
+    def value(self, node_id: str, name: str, hops: int = 0) -> object:
         """The value of input `name`: a plain JSON value, or Unknown. A missing one is its declared default."""
         inputs = self.inputs(node_id)
         if name not in inputs:
@@ -118,12 +130,14 @@ class Graph:
             return Unknown(f"{self.title(node_id)} has no value for {name}")
         raw = inputs[name]
         link = as_link(raw)
-        return _unwrap(raw) if link is None else self.output_value(link)
+        return _unwrap(raw) if link is None else self.output_value(link, hops)
 
     def output_value(self, link: Link, hops: int = 0) -> object:
         """The value of an output that primitive, switch and arithmetic nodes make, or Unknown with the reason."""
         if link in self._values:
             return self._values[link]
+        if hops > MAX_HOPS:
+            return Unknown(f"the value of {link.node_id} comes from too many nodes away")
         self._values[link] = Unknown(f"{link.node_id} depends on itself")
         self._values[link] = found = self._compute(link, hops)
         return found
@@ -132,11 +146,9 @@ class Graph:
         node_id = link.node_id
         if node_id not in self.nodes:
             return Unknown(f"node {node_id} is not in the prompt")
-        if hops > MAX_HOPS:
-            return Unknown(f"{self.title(node_id)} is too many nodes away")
         class_type = self.class_of(node_id)
         if class_type in SWITCHES:
-            branch = self.taken_branch(node_id)
+            branch = self.taken_branch(node_id, hops + 1)
             return self._input_value(node_id, branch, hops) if isinstance(branch, str) else branch
         if class_type in EXPRESSIONS:
             return self._expression_value(node_id, link.slot, hops)
@@ -145,11 +157,10 @@ class Graph:
         return Unknown(f"{self.title(node_id)} is only known when it has run")
 
     def _input_value(self, node_id: str, name: str, hops: int) -> object:
-        link = self.link(node_id, name)
-        return self.output_value(link, hops + 1) if link else self.value(node_id, name)
+        return self.value(node_id, name, hops + 1)
 
     def _passed_on(self, node_id: str, slot: int) -> str | None:
-        """The one input a node passes on unchanged: primitives (`value` of the output's own type) and reroutes."""
+        """The input a node passes on unchanged: of primitives, of reroutes, and one of the output's own name and type."""
         spec = self.spec(node_id)
         if spec is None or slot >= len(spec.outputs):
             return None
@@ -157,6 +168,10 @@ class Graph:
             return next(iter(self.inputs(node_id)))
         if list(spec.inputs) == ["value"] and spec.outputs[slot] == spec.inputs["value"]:
             return "value"
+        name = spec.output_names[slot] if slot < len(spec.output_names) else ""
+        if spec.outputs[slot] in SCALARS and spec.inputs.get(name) == spec.outputs[slot]:
+            self.assumed[f"{self.title(node_id)} passes its {name} on unchanged"] = None
+            return name
         return None
 
     def _expression_value(self, node_id: str, slot: int, hops: int) -> object:
@@ -180,10 +195,10 @@ class Graph:
         kind = spec.outputs[slot] if spec and slot < len(spec.outputs) else "FLOAT"
         return {"INT": int, "BOOLEAN": bool}.get(kind, float)(result)
 
-    def taken_branch(self, node_id: str) -> str | Unknown:
+    def taken_branch(self, node_id: str, hops: int = 0) -> str | Unknown:
         """The input that a switch passes on, or why that is not known."""
         switch = SWITCHES[self.class_of(node_id)]
-        condition = self.value(node_id, switch.condition)
+        condition = self.value(node_id, switch.condition, hops)
         if isinstance(condition, Unknown):
             return condition
         taken = switch.when_true if condition else switch.when_false
@@ -265,7 +280,7 @@ def class_types(prompt: object) -> frozenset[str]:
 def as_link(value: object) -> Link | None:
     """ComfyUI's own test for a link: a list of a node id and a slot number (comfy_execution/graph_utils.py is_link)."""
     match value:
-        case [str() as node_id, int() | float() as slot] if not isinstance(slot, bool):
+        case [str() as node_id, int() | float() as slot] if not isinstance(slot, bool) and 0 <= slot < MAX_SLOT:
             return Link(node_id, int(slot))
     return None
 

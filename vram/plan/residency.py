@@ -42,7 +42,7 @@ class Residency(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    key: str
+    key: tuple[str, str, str]
     name: str
     size: int
     loaded: int
@@ -51,14 +51,16 @@ class _Held:
 class Replay:
     """The card through a run. Feed it the phases in order."""
 
-    def __init__(self, card: Card, rules: HostRules, held: Iterable[HeldModel] = ()) -> None:
+    def __init__(self, card: Card, rules: HostRules, held: Iterable[HeldModel] = (), models: Iterable[ModelRef] = ()) -> None:
         self._rules = rules
+        held = [model for model in held if model.bytes_on_card > 0]
+        known = {id(found): key for key, found in match_held(models, held).items()}
         self._held: list[_Held] = [
-            _Held(model.file or f"held {index}", model.name, model.bytes, model.bytes_on_card)
+            _Held(known.get(id(model), (f"held {index}", "", "")), model.name, model.bytes, model.bytes_on_card)
             for index, model in enumerate(held)
-            if model.bytes_on_card > 0
         ]
-        self._capacity = max(0, card.free - card.safety_margin) + sum(model.loaded for model in self._held)
+        loaded = sum(model.loaded for model in self._held)
+        self._capacity = max(0, min(card.free + loaded, card.total) - card.safety_margin)
         """What weights and activations share: all but other programs, the context and the margin."""
 
     @property
@@ -88,7 +90,7 @@ class Replay:
 
     def _take(self, model: ModelRef) -> _Held:
         """The model's entry, moved to the front as the newest."""
-        key = model.path or model.file
+        key = model.key
         found = next((held for held in self._held if held.key == key), None)
         if found is None:
             found = _Held(key, model.file, 0, 0)
@@ -136,3 +138,17 @@ class Replay:
             if missing <= 0:
                 return
             model.loaded = max(0, model.loaded - missing)
+
+
+def match_held(models: Iterable[ModelRef], held: Iterable[HeldModel]) -> dict[tuple[str, str, str], HeldModel]:
+    """Which loaded model is which of the graph's, by key: the same file, and of several parts of it the nearest in size."""
+    left = [model for model in held if model.file]
+    found: dict[tuple[str, str, str], HeldModel] = {}
+    for model in models:
+        size = model.resident_bytes or 0
+        same = [other for other in left if other.file == model.path and size / 1.25 <= other.bytes <= size * 1.25]
+        if same:
+            nearest = min(same, key=lambda other: abs(other.bytes - size))
+            found[model.key] = nearest
+            left.remove(nearest)
+    return found

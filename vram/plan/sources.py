@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -17,6 +18,10 @@ MODEL_TYPES: Final[Mapping[str, tuple[ModelRole, str]]] = {
     "CLIP": ("text_encoder", "text_encoders"),
     "VAE": ("vae", "vae"),
     "CLIP_VISION": ("clip_vision", "clip_vision"),
+    "AUDIO_ENCODER": ("other", "audio_encoders"),
+    "MODEL_PATCH": ("other", "model_patches"),
+    "CONTROL_NET": ("other", "controlnet"),
+    "UPSCALE_MODEL": ("other", "upscale_models"),
 }
 """Link types that carry a model: its role, and the model folder a loader of it reads."""
 
@@ -81,6 +86,7 @@ class SourceFinder:
         """The models that the output `link` of type `kind` carries."""
         path: list[Link] = []
         loras: list[ModelRef] = []
+        patches: list[ModelRef] = []
         here = link
         while True:
             if here in self._found:
@@ -95,6 +101,7 @@ class SourceFinder:
             if self.graph.class_of(here.node_id) in SWITCHES:
                 self._note_open_switch(here.node_id)
             loras.extend(self._lora(here.node_id, kind))
+            patches.extend(self._patches(here.node_id, kind))
             if len(onward) == 1:
                 here = onward[0]
                 continue
@@ -107,9 +114,16 @@ class SourceFinder:
             else:
                 found = Sources(self._load(here, kind), ())
             break
-        result = Sources(found.models, tuple(dict.fromkeys((*found.loras, *reversed(loras)))))
+        result = Sources((*found.models, *patches), tuple(dict.fromkeys((*found.loras, *reversed(loras)))))
         self._found[link] = result
         return result
+
+    def _patches(self, node_id: str, kind: str) -> tuple[ModelRef, ...]:
+        """Models that this node adds to the one that passes through it: ComfyUI loads them with it."""
+        if kind != "MODEL":
+            return ()
+        added = (link for name, link in self.graph.links(node_id) if self.graph.input_type(node_id, name) == "MODEL_PATCH")
+        return tuple(model for link in added for model in self.behind(link, "MODEL_PATCH").models)
 
     def _carries(self, node_id: str, name: str, kind: str) -> bool:
         declared = self.graph.input_type(node_id, name)
@@ -185,7 +199,8 @@ class SourceFinder:
         size: Callable[[Checkpoint, Architecture], tuple[int, bool]],
     ) -> ModelRef:
         values = (self.graph.value(node_id, name) for name in LOAD_OPTIONS)
-        key = (role, folder, file, *(None if isinstance(value, Unknown) else repr(value) for value in values))
+        options = " ".join("" if isinstance(value, Unknown) else repr(value) for value in values).strip()
+        key = (role, folder, file, options)
         if key in self._refs:
             return self._refs[key]
         try:
@@ -197,7 +212,8 @@ class SourceFinder:
             part = _part(checkpoint, role) if folder == WHOLE_CHECKPOINTS else checkpoint
             architecture = identify(part)
             if architecture is UNKNOWN or (role == "generator" and architecture.kind != "dit"):
-                self._say(self.assumptions, f"{file} is no WAN model we know; its weights are counted as they are stored")
+                what = f"the {role.replace('_', ' ')} in {file}" if part is not checkpoint else file
+                self._say(self.assumptions, f"{what} is no WAN model we know; its weights are counted by their dtypes alone")
             resident, on_card = size(part, architecture)
             ref = ModelRef(
                 node_id=node_id,
@@ -211,6 +227,7 @@ class SourceFinder:
                 usage_factor=architecture.usage_factor,
                 spatial_stride=architecture.spatial_stride,
                 on_card=on_card,
+                options=options,
             )
         self._refs[key] = ref
         return ref
@@ -258,5 +275,9 @@ def _part(checkpoint: Checkpoint, role: ModelRole) -> Checkpoint:
     for name, tensor in checkpoint.tensors.items():
         prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
         if prefix is not None:
-            tensors[name.removeprefix(prefix)] = tensor._replace(name=name.removeprefix(prefix))
+            bare = name.removeprefix(prefix)
+            if role == "text_encoder":
+                # text_encoders.umt5xxl.transformer.encoder...: the encoder's own name and wrapper come first
+                bare = re.sub(r"^[^.]+\.(?:transformer\.)?(?=encoder\.|shared\.|spiece_model)", "", bare)
+            tensors[bare] = tensor._replace(name=bare)
     return Checkpoint(checkpoint.path, checkpoint.file_bytes, tensors, checkpoint.metadata)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..estimate.checkpoint import Checkpoint
 
 PhaseKind = Literal["text_encode", "clip_vision", "vae_encode", "sample", "vae_decode", "other"]
-ModelRole = Literal["generator", "text_encoder", "vae", "clip_vision", "lora"]
+ModelRole = Literal["generator", "text_encoder", "vae", "clip_vision", "lora", "other"]
 Verdict = Literal["fits", "fits_with_offload", "does_not_fit", "unknown"]
 
 
@@ -33,6 +33,7 @@ class NodeSpec(NamedTuple):
     is_output: bool = False
     defaults: Mapping[str, object] = {}
     """Widget defaults, where declared."""
+    output_names: tuple[str, ...] = ()
 
 
 NodeVocabulary = Mapping[str, NodeSpec]
@@ -111,6 +112,13 @@ class ModelRef:
     """Pixels of one latent cell, where the model fixes it."""
     on_card: bool = True
     """False when the graph puts it on the CPU."""
+    options: str = ""
+    """Load options that make two loads of one file two models."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Equal for what the host keeps as one model."""
+        return (self.path or self.file, self.role, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +192,9 @@ class Plan:
     phases: tuple[PhasePlan, ...]
     models: tuple[ModelRef, ...]
     peak_phase: int | None
-    assumptions: tuple[str, ...] = field(default_factory=tuple)
+    assumptions: tuple[str, ...] = ()
+    new_bytes: int = 0
+    """What its largest phase needs beyond what is loaded already: what to make room for."""
 
     @property
     def runs(self) -> bool:
