@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 
 import pytest
+from paper import UNIT, Engine
 from vram_headroom.vram.components import ComponentRole
 from vram_headroom.vram.offloader import VRAMOffloader, get_vram_offloader
 
@@ -18,12 +19,21 @@ class PaperHandle:
     alive: bool = True
     in_use: bool = False
     elastic: bool = False
+    device_index: int = 0
 
     def total_bytes(self) -> int:
         return self.size
 
     def bytes_on_card(self) -> int:
         return self.on_card
+
+    def load(self) -> int:
+        moved, self.on_card = self.size - self.on_card, self.size
+        return moved
+
+    def unload(self, nbytes: int | None = None) -> int:
+        freed, self.on_card = self.on_card, 0
+        return freed
 
 
 def test_a_pipeline_lists_its_components_with_placement_bytes_and_role() -> None:
@@ -100,3 +110,20 @@ def test_threads_may_register_and_look_at_once() -> None:
 
 def test_there_is_one_offloader() -> None:
     assert get_vram_offloader() is get_vram_offloader()
+
+
+def test_a_pipeline_that_its_host_computes_with_gives_up_nothing() -> None:
+    engine = Engine(60)
+    parts = engine.add_wan("wan")
+    engine.offloader.ensure_on_gpu("wan")
+    engine.offloader.ensure_text_encoder_on_gpu("wan")
+    parts["generator"].in_use = True
+    assert engine.offloader.ensure_headroom(40 * UNIT) == 0
+    assert (engine.on_card(), engine.ledger()) == (48, 48)
+    parts["generator"].in_use = False
+    assert engine.offloader.ensure_headroom(40 * UNIT) == 28 * UNIT
+    assert {name: part.bytes_on_card() // UNIT for name, part in parts.items()} == {
+        "generator": 17,
+        "text_encoder": 0,
+        "vae": 3,
+    }

@@ -2,7 +2,6 @@
 
 import gc
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from vram_headroom.vram.recovery import (
     MAX_RETRIES,
     Ladder,
     OutOfMemoryError,
-    RetryBudget,
     Rung,
     is_out_of_memory,
     run_with_recovery,
@@ -170,28 +168,6 @@ def test_a_ladder_ends_after_three_retries_or_at_the_pins() -> None:
 def test_a_ladder_is_not_climbed_downwards(rung: Rung) -> None:
     with pytest.raises(ValueError, match=rung.name):
         Ladder().after_failure(Rung.TEXT_ENCODER).after_failure(rung)
-
-
-def test_a_budget_allows_three_in_a_row_and_success_refills_it() -> None:
-    budget = RetryBudget()
-    assert [budget.allow() for _ in range(5)] == [True, True, True, False, False]
-    budget.succeeded()
-    assert [budget.allow() for _ in range(4)] == [True, True, True, False]
-
-
-def test_ten_threads_together_get_three_retries() -> None:
-    budget, start, allowed = RetryBudget(), threading.Barrier(10), list[bool]()
-
-    def ask() -> None:
-        start.wait()
-        allowed.extend([budget.allow() for _ in range(100)])
-
-    threads = [threading.Thread(target=ask) for _ in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(allowed), sum(allowed)) == (1000, 3)
 
 
 # running with recovery
@@ -458,16 +434,3 @@ def test_no_sequence_of_failures_and_successes_breaks_the_ladder(events: list[Ru
             with pytest.raises(ValueError, match=event.name):
                 ladder.after_failure(event)
         assert ladder.exhausted is (ladder.retries == MAX_RETRIES or ladder.rung is Rung.PINS)
-
-
-@given(st.lists(st.booleans()))
-def test_no_sequence_gets_more_than_three_retries_in_a_row(asks: list[bool]) -> None:
-    budget, in_a_row = RetryBudget(), 0
-    for ask in asks:
-        if ask:
-            allowed = budget.allow()
-            assert allowed is (in_a_row < MAX_RETRIES)
-            in_a_row += allowed
-        else:
-            budget.succeeded()
-            in_a_row = 0

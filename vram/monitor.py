@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from .device import Accelerator, DeviceReadError, discover
-from .plan.planner import make_plan
+from .estimate import wan
+from .plan.planner import chain_bytes, make_plan
 from .plan.types import Card, Chain, HeldModel, HostRules, Plan
-from .units import MIB
+from .records import PipelineMemoryRecord, VideoMemoryBreakdown
+from .units import MIB, gib
 
 DEFAULT_SAFETY_MARGIN: Final = 256 * MIB
 """Never planned with. comfy-aimdo evicts below 256 MiB free, so a plan that leaves less would not hold still."""
@@ -33,7 +36,7 @@ class GPUSnapshot:
     reserved: int | None
     active: int | None
     reclaimable_free: int
-    """Free, and what the host gives back by itself when asked: idle models, elastic pages."""
+    """Free, and what is given back by itself when asked for: cached blocks, the host's idle models, elastic pages."""
     taken_at: float
     """Seconds of the monitor's clock."""
     stale: bool = False
@@ -90,6 +93,8 @@ class VRAMMonitor:
         self._lock = threading.Lock()
         self._accelerators: tuple[Accelerator, ...] | None = None
         self._last_good: dict[int, GPUSnapshot] = {}
+        self._records: dict[tuple[str, int], PipelineMemoryRecord] = {}
+        self._video: dict[tuple[str, int], VideoMemoryBreakdown] = {}
 
     def connect(
         self, accelerators: Callable[[], Sequence[Accelerator]], reclaimable: Callable[[int], int] | None = None
@@ -135,7 +140,9 @@ class VRAMMonitor:
             with self._lock:
                 last = self._last_good.get(accelerator.index)
             return replace(last, stale=True) if last is not None else None
-        back = max(0, min(self._reclaimable(accelerator.index), reading.total - reading.free))
+        # an allocator gives its cached blocks back before it says that memory is out
+        cached = 0 if reading.reserved is None or reading.active is None else max(0, reading.reserved - reading.active)
+        back = max(0, min(self._reclaimable(accelerator.index) + cached, reading.total - reading.free))
         snapshot = GPUSnapshot(
             index=accelerator.index,
             name=accelerator.name,
@@ -167,14 +174,145 @@ class VRAMMonitor:
             passing += max(0, active - running_beside)
         return Card(seen.name, seen.total, min(seen.total, seen.free + passing), self.safety_margin)
 
-    def plan_chain(self, chain: Chain, rules: HostRules, held: Iterable[HeldModel] = (), index: int = 0) -> Plan:
-        """What `chain` will do to this card, with `held` loaded already."""
-        return make_plan(chain, self.card(index), rules, held)
+    # what was measured
 
-    def can_fit_chain(self, chain: Chain, rules: HostRules, held: Iterable[HeldModel] = (), index: int = 0) -> FitAnswer:
-        """Whether `chain` runs on this card beside other programs and the safety margin; what is loaded counts once."""
-        plan = self.plan_chain(chain, rules, held, index)
+    def record_pipeline_load(self, pipeline: str, delta: int, index: int = 0) -> None:
+        """The card had `delta` bytes less after this pipeline was loaded."""
+        self._update(pipeline, index, lambda record: replace(record, load_delta=delta, loads=record.loads + 1))
+
+    def record_pipeline_unload(self, pipeline: str, delta: int, index: int = 0) -> None:
+        """The card had `delta` bytes more after this pipeline, or a part of it, left."""
+        self._update(pipeline, index, lambda record: replace(record, unload_delta=delta, unloads=record.unloads + 1))
+
+    def record_component_vram(self, pipeline: str, component: str, nbytes: int, index: int = 0) -> None:
+        """One component takes `nbytes` of the card now."""
+        if nbytes < 0:
+            raise ValueError(f"{component} can't take {nbytes} bytes")
+        self._update(
+            pipeline,
+            index,
+            lambda record: replace(record, components=MappingProxyType({**record.components, component: nbytes})),
+        )
+
+    def pipeline_record(self, pipeline: str, index: int = 0) -> PipelineMemoryRecord | None:
+        with self._lock:
+            return self._records.get((pipeline, index))
+
+    def pipeline_records(self) -> tuple[PipelineMemoryRecord, ...]:
+        """Every record, per pipeline and card."""
+        with self._lock:
+            return tuple(self._records.values())
+
+    def forget_pipeline(self, pipeline: str) -> None:
+        """Drop what was measured of it, on every card."""
+        with self._lock:
+            for key in [key for key in self._records if key[0] == pipeline]:
+                del self._records[key]
+            for key in [key for key in self._video if key[0] == pipeline]:
+                del self._video[key]
+
+    def _update(self, pipeline: str, index: int, change: Callable[[PipelineMemoryRecord], PipelineMemoryRecord]) -> None:
+        now = self._clock()
+        with self._lock:
+            record = self._records.get((pipeline, index)) or PipelineMemoryRecord(pipeline, index)
+            self._records[(pipeline, index)] = replace(change(record), taken_at=now)
+
+    def record_video_memory(
+        self, pipeline: str, kv_cache: int = 0, temporal_buffer: int = 0, vae_cache: int = 0, index: int = 0
+    ) -> VideoMemoryBreakdown:
+        """What a video of this pipeline takes beside weights right now, in bytes. Returns it with the peak so far."""
+        if min(kv_cache, temporal_buffer, vae_cache) < 0:
+            raise ValueError(f"video memory can't be below 0 bytes: {kv_cache}, {temporal_buffer}, {vae_cache}")
+        with self._lock:
+            peak = self._video.get((pipeline, index), VideoMemoryBreakdown()).peak_runtime
+            now = VideoMemoryBreakdown(kv_cache, temporal_buffer, vae_cache)
+            now = self._video[(pipeline, index)] = replace(now, peak_runtime=max(peak, now.current))
+            return now
+
+    def video_memory(self, pipeline: str, index: int = 0) -> VideoMemoryBreakdown:
+        with self._lock:
+            return self._video.get((pipeline, index), VideoMemoryBreakdown())
+
+    def clear_video_memory(self, pipeline: str, index: int = 0) -> VideoMemoryBreakdown:
+        """The video is done: nothing is held any more, and the peak is kept."""
+        with self._lock:
+            peak = self._video.get((pipeline, index), VideoMemoryBreakdown()).peak_runtime
+            cleared = self._video[(pipeline, index)] = VideoMemoryBreakdown(peak_runtime=peak)
+            return cleared
+
+    # whether it fits
+
+    def plan_chain(
+        self,
+        chain: Chain,
+        rules: HostRules,
+        held: Iterable[HeldModel] = (),
+        index: int = 0,
+        runtime_overhead: int = 0,
+    ) -> Plan:
+        """What `chain` will do to this card, with `held` loaded already.
+
+        `runtime_overhead` are bytes that its videos keep beside weights and activations, as a causal model's KV cache: see
+        `estimate_video_runtime_overhead_gb`.
+        """
+        card = self.card(index)
+        if card is not None and runtime_overhead:
+            card = replace(card, safety_margin=card.safety_margin + runtime_overhead)
+        return make_plan(chain, card, rules, held)
+
+    def can_fit_chain(
+        self,
+        chain: Chain,
+        rules: HostRules,
+        held: Iterable[HeldModel] = (),
+        index: int = 0,
+        runtime_overhead: int = 0,
+        make_room: Callable[[int], int] | None = None,
+    ) -> FitAnswer:
+        """Whether `chain` runs on this card beside other programs, the safety margin and the runtime overhead.
+
+        What is loaded counts once. `make_room` is asked for the new memory the chain needs, never for its total, and only
+        where that much is not free; it returns the bytes it freed, and the answer is then given for the card as it is.
+        """
+        held = tuple(held)
+        plan = self.plan_chain(chain, rules, held, index, runtime_overhead)
+        if make_room is not None and plan.new_bytes > 0:
+            card = self.card(index)
+            wanted = plan.new_bytes + self.safety_margin + runtime_overhead
+            if card is not None and wanted > card.free:
+                gone = self._gone(held, make_room(wanted), index)
+                # what left is free now, and must not count as loaded as well
+                plan = self.plan_chain(chain, rules, _less(held, gone), index, runtime_overhead)
         return FitAnswer(plan.runs, plan.message)
+
+    def _gone(self, held: tuple[HeldModel, ...], freed: int, index: int) -> int:
+        """How much of `held` left when `freed` bytes did: no more can be loaded than the allocator's tensors use."""
+        try:
+            active = self.snapshot(index).active
+        except (NoAcceleratorError, DeviceReadError):
+            active = None
+        loaded = sum(model.bytes_on_card for model in held if not model.elastic)
+        return freed if active is None else max(0, loaded - active)
+
+    @staticmethod
+    def estimate_chain_vram_gb(chain: Chain, rules: HostRules) -> float:
+        """GiB the chain would take at once with every weight in place: the largest of its phases, since they do not overlap."""
+        return gib(chain_bytes(chain, rules))
+
+    @staticmethod
+    def estimate_video_runtime_overhead_gb(width: int, height: int, frames: int = 81, causal: bool = False) -> float:
+        """GiB that a video of this size keeps beside weights and activations. Raises ValueError for a size below 1."""
+        return gib(wan.video_runtime_overhead(width=width, height=height, frames=frames, causal=causal).total)
+
+
+def _less(held: tuple[HeldModel, ...], freed: int) -> tuple[HeldModel, ...]:
+    """Loaded models after `freed` bytes of them left, the last listed (the longest unused) first."""
+    left: list[HeldModel] = []
+    for model in reversed(held):
+        gone = min(freed, model.bytes_on_card)
+        freed -= gone
+        left.append(model._replace(bytes_on_card=model.bytes_on_card - gone))
+    return tuple(reversed(left))
 
 
 _monitor: VRAMMonitor | None = None

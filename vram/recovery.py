@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from .units import say_gib
 T = TypeVar("T")
 
 MAX_RETRIES: Final = 3
-"""Consecutive retries, as the mission fixes it. After three the same work would only fail a fourth time, later."""
+"""Consecutive retries. After three, the same work would most likely only fail a fourth time, later."""
 
 CUDA_OUT_OF_MEMORY: Final = 2
 """`cudaErrorMemoryAllocation` in CUDA's driver_types.h, and `hipErrorOutOfMemory` in ROCm's hip_runtime_api.h: both 2."""
@@ -53,8 +52,8 @@ _TEXTS: Final = (
     # comfy_aimdo/vram_buffer.py (comfy-aimdo 0.4.13): address space, then pages of the buffer that weights stream through.
     r"VRAM reservation failed",
     r"VRAM grow failed",
-    # comfy_aimdo/model_vbar.py: VBAR_FAULT_ERROR. 1, no room, raises nothing: there ComfyUI streams the weight. As reported,
-    # 2 mostly follows "VRAM Allocation failed" in the driver's log on a full card.
+    # comfy_aimdo/model_vbar.py: VBAR_FAULT_ERROR (1, no room, raises nothing: there ComfyUI streams the weight). In the one
+    # report read (ComfyUI #15269) it follows "VRAM Allocation failed (non OOM)", so a retry may not help.
     r"Fault failed: 2\b",
 )
 _OUT_OF_MEMORY_TEXT: Final = re.compile("|".join(_TEXTS))
@@ -125,27 +124,6 @@ class Ladder:
     def after_success(self) -> Ladder:
         """Back to the start: only failures in a row count."""
         return Ladder()
-
-
-class RetryBudget:
-    """At most MAX_RETRIES retries in a row, for work that is tried from several places. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._used = 0
-
-    def allow(self) -> bool:
-        """Take one retry; False when they are used up."""
-        with self._lock:
-            if self._used >= MAX_RETRIES:
-                return False
-            self._used += 1
-            return True
-
-    def succeeded(self) -> None:
-        """The work went through: the next failure starts from the full budget."""
-        with self._lock:
-            self._used = 0
 
 
 def run_with_recovery(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
+from .books import PipelineStatus
 from .monitor import GPUSnapshot, VRAMMonitor
-from .offloader import PipelineStatus, VRAMOffloader
+from .offloader import VRAMOffloader
 from .plan.types import HostRules
 
 

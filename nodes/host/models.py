@@ -42,6 +42,8 @@ class ComfyModelHandle:
         self._model = weakref.ref(patcher.model)
         self._key = id(patcher.model)
         self._models = models
+        self._patcher = weakref.ref(patcher)
+        self._device_index = device_index(patcher)
         self._bytes = int(patcher.model_size())
         self.elastic = is_dynamic(patcher)
 
@@ -58,6 +60,11 @@ class ComfyModelHandle:
         seen = self._models.find(self._key)
         return seen is not None and seen.in_use
 
+    @property
+    def device_index(self) -> int:
+        seen = self._models.find(self._key)
+        return seen.device_index if seen is not None else self._device_index
+
     def total_bytes(self) -> int:
         seen = self._models.find(self._key)
         return seen.bytes if seen is not None else self._bytes
@@ -65,6 +72,23 @@ class ComfyModelHandle:
     def bytes_on_card(self) -> int:
         seen = self._models.find(self._key)
         return seen.bytes_on_card if seen is not None else 0
+
+    def load(self) -> int:
+        """As a node that is about to use it would: ComfyUI makes room and decides how much of it comes. Worker thread only."""
+        patcher = self._patcher()
+        if patcher is None:
+            raise RuntimeError("ComfyUI holds this model no longer; the node that loads it has to run again")
+        before = self.bytes_on_card()
+        model_management.load_models_gpu([patcher])
+        return max(0, self.bytes_on_card() - before)
+
+    def unload(self, nbytes: int | None = None) -> int:
+        """Through ComfyUI's own record of it, so that its books stay true. Worker thread only."""
+        before = self.bytes_on_card()
+        for entry in list(model_management.current_loaded_models):
+            if entry.model is not None and id(entry.model.model) == self._key and entry.model_unload(nbytes):
+                model_management.current_loaded_models.remove(entry)
+        return max(0, before - self.bytes_on_card())
 
 
 class HostModels:
@@ -152,6 +176,10 @@ class HostModels:
         if not self._seams.knows(SOURCE_FILES):
             self._seams.note(SOURCE_FILES, live=hasattr(patcher, "cached_patcher_init"))
         return self._files.get(patcher.model) or (source_file(patcher) if self._seams.live(SOURCE_FILES) else None)
+
+    def interrupts(self) -> tuple[type[BaseException], ...]:
+        """What ComfyUI raises when a person stops a prompt: an Exception in 0.8, none since."""
+        return (model_management.InterruptProcessingException,)
 
     # cards
 
@@ -269,4 +297,5 @@ def node_spec(node: Any) -> NodeSpec:
             if isinstance(options, dict) and "default" in options:
                 defaults[name] = options["default"]
     outputs = tuple(kind if isinstance(kind, str) else "COMBO" for kind in node.RETURN_TYPES)
-    return NodeSpec(inputs, outputs, bool(getattr(node, "OUTPUT_NODE", False)), defaults)
+    names = tuple(str(name) for name in getattr(node, "RETURN_NAMES", None) or ())
+    return NodeSpec(inputs, outputs, bool(getattr(node, "OUTPUT_NODE", False)), defaults, names)

@@ -1,0 +1,196 @@
+"""The books: which model belongs to which pipeline, who uses it, what moved. Placement is never written down here.
+
+It is read from the handles, so the books can't be wrong about it. One short lock; nothing is moved while it is held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from typing import Final, Literal, NamedTuple
+
+from .components import ComponentRole
+from .handle import ModelHandle, Placement, placement_of
+from .policy import VideoComponentPolicy
+from .records import ComponentOffloadRecord
+
+PipelineState = Literal["active", "idle", "offloaded"]
+
+HISTORY: Final = 256
+"""Moves remembered."""
+
+
+class UnknownPipelineError(LookupError):
+    """No pipeline of that name is registered."""
+
+
+class ComponentStatus(NamedTuple):
+    """One component at one moment."""
+
+    name: str
+    role: ComponentRole
+    placement: Placement
+    bytes: int
+    bytes_on_card: int
+    node_id: str | None
+    pinned: bool = False
+
+
+class PipelineStatus(NamedTuple):
+    """One pipeline at one moment."""
+
+    name: str
+    state: PipelineState
+    components: tuple[ComponentStatus, ...]
+
+
+class Component(NamedTuple):
+    """A registered model with the rule it is placed by."""
+
+    name: str
+    role: ComponentRole
+    handle: ModelHandle
+    node_id: str | None
+    policy: VideoComponentPolicy
+
+    @property
+    def may_leave(self) -> bool:
+        return not (self.policy.pin_to_gpu or self.policy.host_decides or self.handle.elastic)
+
+
+class Pipeline:
+    """A named set of components. Its fields change under the books' lock; its models move under `moving`."""
+
+    def __init__(self, name: str, now: float, moving: threading.RLock) -> None:
+        self.name = name
+        self.components: dict[object, Component] = {}
+        self.moving = moving
+        self.last_used = now
+
+
+class Books:
+    """Pipelines by name. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pipelines: dict[str, Pipeline] = {}
+        # by name and by model, and kept: what is registered anew during a move or a use is the same thing as before
+        self._users: Counter[str] = Counter()
+        self._moving: dict[str, threading.RLock] = {}
+        self._models: dict[object, threading.RLock] = {}
+        self._history: deque[ComponentOffloadRecord] = deque(maxlen=HISTORY)
+
+    def enter(self, pipeline: str, component: Component, now: float) -> None:
+        """A model belongs to one pipeline: the one that registered it last."""
+        with self._lock:
+            for other in self._pipelines.values():
+                if other.name != pipeline:
+                    other.components.pop(component.handle.key, None)
+            found = self._pipelines.get(pipeline)
+            if found is None:
+                moving = self._moving.setdefault(pipeline, threading.RLock())
+                found = self._pipelines[pipeline] = Pipeline(pipeline, now, moving)
+            found.components[component.handle.key] = component
+
+    def remove(self, pipeline: str) -> bool:
+        with self._lock:
+            return self._pipelines.pop(pipeline, None) is not None
+
+    def find(self, pipeline: str) -> Pipeline:
+        """Raises UnknownPipelineError."""
+        with self._lock:
+            found = self._pipelines.get(pipeline)
+        if found is None:
+            raise UnknownPipelineError(f"no pipeline {pipeline!r} is registered")
+        return found
+
+    def pipeline_of(self, key: object) -> str | None:
+        with self._lock:
+            return next((p.name for p in self._pipelines.values() if key in p.components), None)
+
+    def components(self, pipeline: Pipeline) -> list[Component]:
+        """Its components whose models still exist."""
+        with self._lock:
+            return [component for component in pipeline.components.values() if component.handle.alive]
+
+    def model_lock(self, key: object) -> threading.RLock:
+        """Held while one model moves, whichever pipeline it belongs to by then. Nothing else is waited for under it."""
+        with self._lock:
+            return self._models.setdefault(key, threading.RLock())
+
+    def begin_use(self, pipeline: Pipeline, now: float) -> None:
+        with self._lock:
+            self._users[pipeline.name] += 1
+            pipeline.last_used = now
+
+    def end_use(self, name: str, now: float) -> bool:
+        """True when it was the last use. Counted by name: the pipeline may have been forgotten during the use."""
+        with self._lock:
+            self._users[name] = max(0, self._users[name] - 1)
+            if name in self._pipelines:
+                self._pipelines[name].last_used = now
+            return not self._users[name]
+
+    def in_use(self, pipeline: Pipeline) -> bool:
+        with self._lock:
+            return self._users[pipeline.name] > 0
+
+    def touch(self, pipeline: Pipeline, now: float) -> None:
+        with self._lock:
+            pipeline.last_used = now
+
+    def may_leave(self, pipeline: Pipeline, component: Component) -> bool:
+        """Nobody uses this pipeline, and the component is still its own."""
+        with self._lock:
+            current = self._pipelines.get(pipeline.name)
+            return current is pipeline and not self._users[pipeline.name] and component.handle.key in pipeline.components
+
+    def idle_by_age(self, keep: frozenset[str]) -> list[Pipeline]:
+        """Idle pipelines but `keep`, least recently used first."""
+        with self._lock:
+            idle = [p for p in self._pipelines.values() if not self._users[p.name] and p.name not in keep]
+            return sorted(idle, key=lambda pipeline: pipeline.last_used)
+
+    def note(self, record: ComponentOffloadRecord) -> None:
+        with self._lock:
+            self._history.append(record)
+
+    def history(self) -> tuple[ComponentOffloadRecord, ...]:
+        with self._lock:
+            return tuple(self._history)
+
+    def status(self) -> tuple[PipelineStatus, ...]:
+        """Every pipeline and component; those whose model is gone are dropped here. Waits for no move."""
+        with self._lock:
+            self._drop_dead()
+            seen = [(p.name, self._users[p.name] > 0, tuple(p.components.values())) for p in self._pipelines.values()]
+        return tuple(_pipeline_status(name, used, components) for name, used, components in seen)
+
+    def _drop_dead(self) -> None:
+        for name in list(self._pipelines):
+            components = self._pipelines[name].components
+            for key in [key for key, component in components.items() if not component.handle.alive]:
+                del components[key]
+            if not components:
+                del self._pipelines[name]
+
+
+def _pipeline_status(name: str, used: bool, components: tuple[Component, ...]) -> PipelineStatus:
+    seen = tuple(_component_status(component) for component in components)
+    if used or any(component.handle.in_use for component in components):
+        return PipelineStatus(name, "active", seen)
+    return PipelineStatus(name, "idle" if any(component.bytes_on_card for component in seen) else "offloaded", seen)
+
+
+def _component_status(component: Component) -> ComponentStatus:
+    # one look: a move may be under way, and placement and bytes must not contradict each other
+    total, on_card = component.handle.total_bytes(), component.handle.bytes_on_card()
+    return ComponentStatus(
+        name=component.name,
+        role=component.role,
+        placement=placement_of(total, on_card),
+        bytes=total,
+        bytes_on_card=on_card,
+        node_id=component.node_id,
+        pinned=component.policy.pin_to_gpu,
+    )

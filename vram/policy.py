@@ -1,0 +1,55 @@
+"""What may become of each part of a video pipeline when its memory is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from .components import ComponentRole
+
+
+@dataclass(frozen=True, slots=True)
+class VideoComponentPolicy:
+    """One component's rule. Contradictions raise ValueError."""
+
+    pin_to_gpu: bool = False
+    """Stays on the card until the last rung of recovery."""
+    offload_when_idle: bool = False
+    """Leaves as soon as its pipeline is idle."""
+    offload_between_uses: bool = False
+    """Leaves between prompts even while its pipeline is active, and comes back when it is asked for."""
+    priority: int = 0
+    """Of the components that may leave, the lowest leaves first."""
+    host_decides: bool = False
+    """Its host places it; nothing here moves it unasked."""
+
+    def __post_init__(self) -> None:
+        leaves = self.offload_when_idle or self.offload_between_uses
+        if self.pin_to_gpu and leaves:
+            raise ValueError("a component can't be pinned to the card and leave it when idle or between uses")
+        if self.host_decides and (self.pin_to_gpu or leaves):
+            raise ValueError("where the host decides nothing else can be asked of a component")
+
+
+HOST_DECIDES: Final = VideoComponentPolicy(host_decides=True)
+
+DEFAULT_VIDEO_COMPONENT_POLICIES: Final[Mapping[ComponentRole, VideoComponentPolicy]] = MappingProxyType(
+    {
+        # 0.24 GiB that every prompt needs at its end: moving it costs more than it frees
+        ComponentRole.VAE: VideoComponentPolicy(pin_to_gpu=True, priority=3),
+        # 6.3 GiB in fp8, used for a second at the start of a prompt
+        ComponentRole.TEXT_ENCODER: VideoComponentPolicy(offload_when_idle=True, offload_between_uses=True, priority=0),
+        ComponentRole.GENERATOR: VideoComponentPolicy(offload_when_idle=True, priority=2),
+        ComponentRole.CLIP_VISION: VideoComponentPolicy(offload_when_idle=True, offload_between_uses=True, priority=0),
+        ComponentRole.OTHER: VideoComponentPolicy(priority=1),
+    }
+)
+"""VAE pinned, encoders leave between prompts, the generator leaves when the pipeline is idle. Sizes: exact parameter counts of
+UMT5-XXL and the WAN 2.1 VAE."""
+
+
+def default_policy(role: ComponentRole, elastic: bool) -> VideoComponentPolicy:
+    """The policy of a component nobody set one for. Elastic weights are the host's own affair."""
+    return HOST_DECIDES if elastic else DEFAULT_VIDEO_COMPONENT_POLICIES[role]
