@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 
-def connect() -> tuple[dict[str, Any], dict[str, str]]:
-    """Wire the pack into the running ComfyUI once; returns its node classes and their display names."""
+class Offer(NamedTuple):
+    """What ComfyUI asks of a custom node's module."""
+
+    classes: dict[str, Any]
+    names: dict[str, str]
+    web: str | None
+
+
+def connect() -> Offer:
+    """Wire the pack into the running ComfyUI, once; a second copy of it in another folder offers nothing."""
     from ..vram.monitor import get_vram_monitor
     from ..vram.offloader import get_vram_offloader
     from .host import connect as connect_host
@@ -15,10 +24,14 @@ def connect() -> tuple[dict[str, Any], dict[str, str]]:
     from .preflight import Preflight
     from .routes import CHECK_PATH, STATUS_PATH, Routes
 
-    host = connect_host()
+    host = connect_host(str(Path(__file__).absolute().parent.parent))
+    if host is None:
+        return Offer({}, {}, None)
     monitor = get_vram_monitor()
     monitor.connect(host.models.accelerators, host.models.reclaimable)
-    pack = Pack(host, monitor, get_vram_offloader())
+    offloader = get_vram_offloader()
+    offloader.interrupts = host.models.interrupts()
+    pack = Pack(host, monitor, offloader)
     RegisteringLoader.pack = pack
     routes = Routes(pack)
     host.server.add_route("GET", STATUS_PATH, routes.status)
@@ -26,4 +39,4 @@ def connect() -> tuple[dict[str, Any], dict[str, str]]:
     preflight = Preflight(pack)
     host.server.around_prompt_posts(preflight.around_post)
     host.server.on_prompt(preflight.on_prompt)
-    return dict(NODE_CLASSES), dict(NODE_NAMES)
+    return Offer(dict(NODE_CLASSES), dict(NODE_NAMES), "./web")

@@ -5,10 +5,13 @@ They take the inputs of the stock loaders by the same names, so that a stock loa
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 from ..vram.components import ComponentRole
 from .pack import Pack
+
+logger = logging.getLogger("vram_headroom")
 
 DEFAULT_PIPELINE = "wan"
 
@@ -41,17 +44,23 @@ class RegisteringLoader:
 
     def load(self, pipeline: str = DEFAULT_PIPELINE, **inputs: object) -> tuple[Any]:
         """Load as ComfyUI does, register, and hand on exactly what ComfyUI's loader gave."""
+        loaded = self.pack.host.files.stock_load(self.STOCK, **inputs)
+        try:
+            self._register(pipeline.strip() or DEFAULT_PIPELINE, str(inputs[self.FILE_INPUT]), loaded)
+        except Exception:
+            # the model is loaded and works: that it is not shown by name must not cost the prompt
+            logger.exception("%s is loaded but could not be registered", inputs.get(self.FILE_INPUT))
+        return (loaded,)
+
+    def _register(self, pipeline: str, file: str, loaded: Any) -> None:
         host = self.pack.host
-        loaded = host.files.stock_load(self.STOCK, **inputs)
-        file = str(inputs[self.FILE_INPUT])
         self.pack.offloader.register(
-            pipeline=pipeline.strip() or DEFAULT_PIPELINE,
+            pipeline=pipeline,
             name=file,
             role=self.ROLE,
             handle=host.models.handle(getattr(loaded, "patcher", loaded), host.files.path(self.FOLDER, file)),
             node_id=host.execution.current_node(),
         )
-        return (loaded,)
 
 
 class LoadDiffusionModel(RegisteringLoader):

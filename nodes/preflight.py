@@ -13,10 +13,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ..vram.plan.prompt import PromptError
 from ..vram.plan.types import Plan
 from .host.server import Handler
-from .pack import Pack
+from .pack import PATIENCE_S, Pack
 
 logger = logging.getLogger("vram_headroom")
 
@@ -50,11 +49,12 @@ class Preflight:
             body = await request.json()
             if not isinstance(body, dict) or not isinstance(body.get("prompt"), dict):
                 return None
-            return await asyncio.to_thread(self._pack.plan, body["prompt"], _targets(body))
-        except PromptError:
-            return None
+            return await self._pack.plan_in_time(body["prompt"], _targets(body))
         except ValueError:
-            # not JSON: ComfyUI says so itself
+            # no prompt, or not JSON: ComfyUI says so itself
+            return None
+        except (TimeoutError, asyncio.TimeoutError):
+            logger.warning("the memory check took longer than %g s; the prompt is queued unchecked", PATIENCE_S)
             return None
         except Exception:
             # a fault of the check must never cost a person their prompt

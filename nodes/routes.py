@@ -12,7 +12,7 @@ from aiohttp import web
 from ..vram.plan.prompt import PromptError
 from ..vram.plan.report import check_report
 from ..vram.status import status_report
-from .pack import Pack
+from .pack import PATIENCE_S, Pack
 from .preflight import MAX_PROMPT_BYTES
 
 logger = logging.getLogger("vram_headroom")
@@ -44,11 +44,16 @@ class Routes:
         """Whether a prompt fits: the Plan as JSON, 400 for a body that is no prompt, 413 for one over 8 MiB."""
         try:
             prompt, targets = _read_check(await _limited_body(request))
-            plan = await asyncio.to_thread(self._pack.plan, prompt, targets)
+            plan = await self._pack.plan_in_time(prompt, targets)
         except PromptError as error:
             return _refusal(RequestError(400, "not_a_prompt", str(error)))
         except RequestError as error:
             return _refusal(error)
+        except (TimeoutError, asyncio.TimeoutError):
+            return _refusal(RequestError(503, "too_slow", f"no plan within {PATIENCE_S:g} s; is a model folder out of reach?"))
+        except Exception:
+            logger.exception("the memory check failed")
+            return _refusal(RequestError(500, "check_failed", "the check failed; ComfyUI's log says how"))
         return web.json_response(check_report(plan))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from .execution import HostExecution
@@ -9,6 +10,8 @@ from .files import HostFiles
 from .models import HostModels
 from .seams import SeamTable, seams_switched_off
 from .server import HostServer
+
+logger = logging.getLogger("vram_headroom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,18 @@ class Host:
     seams: SeamTable
 
 
-def connect() -> Host:
-    """Take hold of the running ComfyUI. What it lacks is noted in the seam table, never raised."""
+def connect(folder: str) -> Host | None:
+    """Take hold of the running ComfyUI for the copy of the pack in `folder`; None if another copy has it.
+
+    What this ComfyUI lacks is noted in the seam table, never raised.
+    """
     seams = SeamTable(off=seams_switched_off())
+    server = HostServer(seams)
+    other = server.claim(folder)
+    if other is not None:
+        logger.warning("VRAM Headroom is installed twice: %s is used, remove %s", other, folder)
+        return None
     execution = HostExecution(seams)
     models = HostModels(seams, lambda: execution.running)
     execution.at_boundary(models.publish)
-    return Host(models, HostFiles(), HostServer(seams), execution, seams)
+    return Host(models, HostFiles(), server, execution, seams)

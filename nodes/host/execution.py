@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from comfy_execution.utils import get_executing_context
 
 from ...vram.status import Running
 from .seams import NODE_SPAN, PROMPT_SPAN, SeamTable
+
+logger = logging.getLogger("vram_headroom")
 
 
 class HostExecution:
@@ -55,4 +58,8 @@ class HostExecution:
 
     def _tell(self) -> None:
         for call in self._boundaries:
-            call()
+            try:
+                call()
+            except Exception:
+                # raised from here it would fail the node, or end ComfyUI's worker thread for good
+                logger.exception("what is shown of the loaded models could not be updated")

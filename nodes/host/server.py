@@ -11,6 +11,9 @@ from server import PromptServer
 from .seams import MIDDLEWARE, PROMPT_HANDLER, ROUTES, SeamTable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CLAIM = "vram_headroom_folder"
+"""Set on the server: a second copy of the pack would serve nobody and register models in books that nobody reads."""
+
 PROMPT_PATHS = frozenset({"/prompt", "/api/prompt"})
 
 
@@ -20,6 +23,13 @@ class HostServer:
     def __init__(self, seams: SeamTable) -> None:
         self._instance = getattr(PromptServer, "instance", None)
         self._seams = seams
+
+    def claim(self, folder: str) -> str | None:
+        """Take this ComfyUI for the copy of the pack in `folder`; the folder of the copy that has it already, if one has."""
+        holder = getattr(self._instance, CLAIM, None)
+        if holder is None and self._instance is not None:
+            setattr(self._instance, CLAIM, folder)
+        return holder
 
     def add_route(self, method: str, path: str, handler: Handler) -> bool:
         """Serve `path`, and `/api` + `path`, as ComfyUI does with all its routes."""
