@@ -11,7 +11,6 @@ from typing import Final
 from ..vram.monitor import VRAMMonitor
 from ..vram.offloader import VRAMOffloader
 from ..vram.plan.graph import build_chain
-from ..vram.plan.planner import make_plan
 from ..vram.plan.prompt import class_types
 from ..vram.plan.types import Card, Plan
 from ..vram.status import Status, read_status
@@ -57,13 +56,13 @@ class Pack:
         held = self.host.models.held()
         # elastic pages lie outside torch's allocator, so they are no part of what it calls active
         weights = sum(model.bytes_on_card for model in held if not model.elastic)
-        card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
+        running_beside = weights if self.host.execution.running else None
         chain = build_chain(
             prompt=prompt,
             vocabulary=self.host.models.vocabulary(class_types(prompt)),
             library=self.host.files.header,
             rules=rules,
-            card=card or Card("no accelerator", 0, 0),
+            card=self.monitor.card() or Card("no accelerator", 0, 0),
             targets=targets,
         )
-        return make_plan(chain, card, rules, held)
+        return self.monitor.plan_chain(chain, rules, held, running_beside=running_beside)

@@ -1,6 +1,7 @@
 """The monitor: numbers of the card, stale ones marked, and answers that are the planner's."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import planlab
 import pytest
@@ -8,7 +9,7 @@ from planlab import RULES, UNIT
 from vram_headroom.vram.device import Accelerator, DeviceReadError, MemoryReading, SimulatedCard
 from vram_headroom.vram.monitor import GPUSnapshot, NoAcceleratorError, VRAMMonitor, get_vram_monitor
 from vram_headroom.vram.plan.graph import build_chain
-from vram_headroom.vram.plan.planner import make_plan
+from vram_headroom.vram.plan.planner import chain_overhead, make_plan
 from vram_headroom.vram.plan.types import Chain, HeldModel
 
 
@@ -80,8 +81,17 @@ def test_can_fit_chain_says_what_the_plan_says() -> None:
     for units in (100, 8_000, 100_000):
         monitor = monitor_of(SimulatedCard(units * UNIT, name="test card"))
         chain = chain_for(units)
-        plan = make_plan(chain, planlab.card(units), RULES)
+        card = replace(planlab.card(units), safety_margin=chain_overhead(chain))
+        plan = make_plan(chain, card, RULES)
         assert monitor.can_fit_chain(chain, RULES) == (plan.runs, plan.message)
+
+
+def test_the_videos_own_overhead_is_added_to_the_margin() -> None:
+    chain = chain_for(20_000)
+    monitor = monitor_of(SimulatedCard(20_000 * UNIT), safety_margin=5 * UNIT)
+    latent = 4 * 16 * 21 * 80 * 80
+    assert monitor.plan_chain(chain, RULES).card.safety_margin == 5 * UNIT + 12 * latent
+    assert monitor.plan_chain(chain, RULES, runtime_overhead=7 * UNIT).card.safety_margin == 12 * UNIT
 
 
 def test_other_programs_and_the_margin_count_against_a_chain() -> None:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from .device import Accelerator, DeviceReadError, discover
 from .estimate import wan
-from .plan.planner import chain_bytes, make_plan
+from .plan.planner import chain_bytes, chain_overhead, make_plan
 from .plan.types import Card, Chain, HeldModel, HostRules, Plan
 from .records import PipelineMemoryRecord, VideoMemoryBreakdown
 from .units import MIB, gib
@@ -248,16 +248,18 @@ class VRAMMonitor:
         rules: HostRules,
         held: Iterable[HeldModel] = (),
         index: int = 0,
-        runtime_overhead: int = 0,
+        runtime_overhead: int | None = None,
+        running_beside: int | None = None,
     ) -> Plan:
         """What `chain` will do to this card, with `held` loaded already.
 
-        `runtime_overhead` are bytes that its videos keep beside weights and activations, as a causal model's KV cache: see
-        `estimate_video_runtime_overhead_gb`.
+        `runtime_overhead` are bytes that its videos keep beside weights and activations; None: what those of its size do, see
+        `estimate_video_runtime_overhead_gb`. `running_beside` is as for `card`.
         """
-        card = self.card(index)
-        if card is not None and runtime_overhead:
-            card = replace(card, safety_margin=card.safety_margin + runtime_overhead)
+        card = self.card(index, running_beside)
+        if card is not None:
+            overhead = chain_overhead(chain) if runtime_overhead is None else runtime_overhead
+            card = replace(card, safety_margin=card.safety_margin + overhead)
         return make_plan(chain, card, rules, held)
 
     def can_fit_chain(
@@ -266,7 +268,7 @@ class VRAMMonitor:
         rules: HostRules,
         held: Iterable[HeldModel] = (),
         index: int = 0,
-        runtime_overhead: int = 0,
+        runtime_overhead: int | None = None,
         make_room: Callable[[int], int] | None = None,
     ) -> FitAnswer:
         """Whether `chain` runs on this card beside other programs, the safety margin and the runtime overhead.
@@ -278,7 +280,7 @@ class VRAMMonitor:
         plan = self.plan_chain(chain, rules, held, index, runtime_overhead)
         if make_room is not None and plan.new_bytes > 0:
             card = self.card(index)
-            wanted = plan.new_bytes + self.safety_margin + runtime_overhead
+            wanted = plan.new_bytes + plan.card.safety_margin
             if card is not None and wanted > card.free:
                 gone = self._gone(held, make_room(wanted), index)
                 # what left is free now, and must not count as loaded as well

@@ -62,6 +62,18 @@ def chain_bytes(chain: Chain, rules: HostRules) -> int:
     return max((_phase_bytes(phase, rules, {}) for phase in chain.phases), default=0)
 
 
+def chain_overhead(chain: Chain) -> int:
+    """What its largest video keeps beside weights and the activations of a forward: the latents of a sampling step."""
+    return max(
+        (
+            wan.video_runtime_overhead(width=phase.width, height=phase.height, frames=phase.frames).total
+            for phase in chain.phases
+            if phase.kind == "sample" and phase.width and phase.height and phase.frames
+        ),
+        default=0,
+    )
+
+
 def _phase_bytes(phase: Phase, rules: HostRules, loaded: Mapping[tuple[str, str, str], int]) -> int:
     """Bytes of a phase that are not on the card yet: weights less what is `loaded` of them (by key), and activations."""
     weights = sum(max(0, (model.resident_bytes or 0) - loaded.get(model.key, 0)) for model in phase.models if model.on_card)
