@@ -4,8 +4,11 @@ import threading
 from dataclasses import dataclass
 
 import pytest
+import torch
 from paper import UNIT, Engine
 from vram_headroom.vram.components import ComponentRole
+from vram_headroom.vram.device import MemoryReading
+from vram_headroom.vram.monitor import VRAMMonitor
 from vram_headroom.vram.offloader import VRAMOffloader, get_vram_offloader
 
 
@@ -127,3 +130,53 @@ def test_a_pipeline_that_its_host_computes_with_gives_up_nothing() -> None:
         "text_encoder": 0,
         "vae": 3,
     }
+
+
+class FragmentedCard:
+    """A card whose allocator caches blocks that are too small for what is asked next."""
+
+    index = 0
+    name = "fragmented"
+    kind = "cuda"
+
+    def __init__(self) -> None:
+        self.active, self.cached = 0, 40
+
+    def read(self) -> MemoryReading:
+        held = self.active + self.cached
+        return MemoryReading(total=100, free=100 - held, reserved=held, active=self.active)
+
+    def empty_cache(self) -> None:
+        self.cached = 0
+
+
+def test_cached_blocks_in_the_way_of_a_load_are_given_back_and_it_is_tried_again() -> None:
+    card = FragmentedCard()
+    handle = PaperHandle("g", size=70)
+    loads: list[int] = []
+
+    def load() -> int:
+        loads.append(card.cached)
+        if card.cached:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        card.active = handle.on_card = 70
+        return 70
+
+    handle.load = load
+    books = VRAMOffloader(VRAMMonitor(lambda: (card,)), threshold=0, cleanup=card.empty_cache)
+    books.register("wan", "dit", ComponentRole.GENERATOR, handle)
+    assert books.ensure_on_gpu("wan") == 70
+    assert loads == [40, 0]
+
+
+def test_of_two_experts_that_do_not_fit_together_one_makes_room_for_the_other() -> None:
+    engine = Engine(100)
+    high = engine.add("wan", "high", 70, ComponentRole.GENERATOR)
+    low = engine.add("wan", "low", 60, ComponentRole.GENERATOR)
+    vae = engine.add("wan", "vae", 4, ComponentRole.VAE)
+    with engine.offloader.using("wan"):
+        engine.offloader.ensure_components_on_gpu("wan", (ComponentRole.VAE,))
+        assert engine.offloader.ensure_components_on_gpu("wan", names=("high",)) == 70 * UNIT
+        assert engine.offloader.ensure_components_on_gpu("wan", names=("low",)) == 60 * UNIT
+        assert (high.bytes_on_card(), low.bytes_on_card(), vae.bytes_on_card()) == (35 * UNIT, 60 * UNIT, 4 * UNIT)
+        assert engine.on_card() == engine.ledger() == 99

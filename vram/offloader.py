@@ -155,11 +155,21 @@ class VRAMOffloader:
             components = [component for component in components if not component.policy.offload_between_uses]
         return self._ensure(found, components)
 
-    def ensure_components_on_gpu(self, pipeline: str, roles: Iterable[ComponentRole]) -> int:
-        """Bring the components of these roles to the card. As `ensure_on_gpu`."""
-        wanted = set(roles)
+    def ensure_components_on_gpu(
+        self, pipeline: str, roles: Iterable[ComponentRole] | None = None, names: Iterable[str] | None = None
+    ) -> int:
+        """Bring the components of these roles and names to the card; None means any. As `ensure_on_gpu`.
+
+        By name, one of two experts comes and the other makes room for it where both do not fit.
+        """
+        of_role, named = None if roles is None else set(roles), None if names is None else set(names)
         found = self._books.find(pipeline)
-        return self._ensure(found, [component for component in self._books.components(found) if component.role in wanted])
+        wanted = [
+            component
+            for component in self._books.components(found)
+            if (of_role is None or component.role in of_role) and (named is None or component.name in named)
+        ]
+        return self._ensure(found, wanted)
 
     def ensure_text_encoder_on_gpu(self, pipeline: str) -> int:
         """Before a prompt is encoded."""
@@ -230,6 +240,12 @@ class VRAMOffloader:
         except (NoAcceleratorError, DeviceReadError):
             return None
 
+    def _driver_free(self, index: int) -> int:
+        try:
+            return self._monitor.snapshot(index).free
+        except (NoAcceleratorError, DeviceReadError):
+            return 0
+
     def _missing(self, wanted: int, index: int) -> int:
         free = self._free(index)
         return 0 if free is None else wanted - free
@@ -284,9 +300,10 @@ class VRAMOffloader:
 
     def _free_rung(self, rung: Rung, owner: Pipeline | None, index: int, stays: Iterable[Component] = ()) -> int:
         if rung is Rung.CACHE:
-            before = self._free(index) or 0
+            # the driver's own number: cached blocks count as reclaimable already, yet can be in the way of a large one
+            before = self._driver_free(index)
             self._cleanup()
-            return max(0, (self._free(index) or 0) - before)
+            return max(0, self._driver_free(index) - before)
         keep = frozenset() if owner is None else frozenset((owner.name,))
         if rung is Rung.IDLE_PIPELINES:
             return self._evict_until(lambda: None, index, keep, "out of memory")
