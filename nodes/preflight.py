@@ -20,7 +20,7 @@ from .pack import PATIENCE_S, Pack
 logger = logging.getLogger("vram_headroom")
 
 MAX_PROMPT_BYTES: Final = 8 << 20
-"""Larger bodies are not planned: the largest official WAN prompt is below 100 KB."""
+"""Larger bodies are not planned: the largest of 32 official WAN prompts has 22 KB."""
 
 EXTRA_DATA_KEY: Final = "vram_headroom"
 

@@ -248,3 +248,17 @@ def test_a_second_prompt_is_not_charged_for_the_activations_of_the_running_one(e
     assert any("activations" in booking["owner"] for booking in card["bookings"]), card["bookings"]
     assert during["verdict"] == before["verdict"] == "fits_with_offload"
     assert [phase["available_bytes"] for phase in during["phases"]] == [phase["available_bytes"] for phase in before["phases"]]
+
+
+def test_what_is_predicted_to_be_resident_is_placed_to_within_a_layer(empty_host: HostProcess) -> None:
+    prompt = official("video_wan2_2_14B_t2v")
+    predicted = next(phase for phase in empty_host.post(CHECK, prompt).body["phases"] if phase["node_ids"] == ["128:81"])
+    empty_host.post("/_host/hold", {"node_id": "128:81", "step": 1})
+    queued = empty_host.post("/prompt", {"prompt": prompt, "client_id": "test"}).body
+    empty_host.get("/_host/held?timeout=60")
+    placed = next(model for model in empty_host.get(STATUS).body["loaded_models"] if model["in_use"])
+    empty_host.post("/_host/release")
+    finish(empty_host, queued["prompt_id"])
+    # a host places whole layers: it may stop short by the largest one of a block
+    largest_layer = 13824 * 5120
+    assert 0 <= predicted["resident_bytes"] - placed["bytes_on_card"] <= largest_layer

@@ -37,9 +37,9 @@ HOST_DECIDES: Final = VideoComponentPolicy(host_decides=True)
 
 DEFAULT_VIDEO_COMPONENT_POLICIES: Final[Mapping[ComponentRole, VideoComponentPolicy]] = MappingProxyType(
     {
-        # 0.24 GiB that every prompt needs at its end: moving it costs more than it frees
+        # 0.24 GiB that every prompt needs at its end: moving it frees next to nothing
         ComponentRole.VAE: VideoComponentPolicy(pin_to_gpu=True, priority=3),
-        # 6.3 GiB in fp8, used for a second at the start of a prompt
+        # 6.3 GiB in fp8, used only at the start of a prompt
         ComponentRole.TEXT_ENCODER: VideoComponentPolicy(offload_when_idle=True, offload_between_uses=True, priority=0),
         ComponentRole.GENERATOR: VideoComponentPolicy(offload_when_idle=True, priority=2),
         ComponentRole.CLIP_VISION: VideoComponentPolicy(offload_when_idle=True, offload_between_uses=True, priority=0),

@@ -16,9 +16,6 @@ from .types import Card, Chain, Estimate, HeldModel, HostRules, ModelRef, Phase,
 BATCHING_FACTOR: Final = 1.5
 """cond and uncond run as one batch when 1.5 times its memory is free (ComfyUI comfy/samplers.py)."""
 
-DEFAULT_USAGE_FACTOR: Final = 2.0
-"""memory_usage_factor of a model class that sets none (ComfyUI comfy/supported_models_base.py)."""
-
 FORMULAS: Final = "activations are ComfyUI's own estimates: what it makes room for, up to 2.25 times what tensors really use"
 
 
@@ -101,8 +98,7 @@ def _plan_phase(phase: Phase, replay: Replay, rules: HostRules) -> PhasePlan:
         Need(phase.models, minimum=single.expected if single else 0, wanted=double.expected if double else 0)
     )
     # ComfyUI batches cond and uncond only if that fits beside the weights it has just placed
-    left = residency.available - residency.resident - residency.others
-    batched = phase.kind == "sample" and _negative(phase) and double and double.expected * BATCHING_FACTOR < left
+    batched = phase.kind == "sample" and _negative(phase) and double and double.expected * BATCHING_FACTOR < residency.free
     taken = double if batched else single
     forwards = 2 if phase.kind == "sample" and _negative(phase) and not batched else 1
     return PhasePlan(

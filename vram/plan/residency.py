@@ -37,7 +37,9 @@ class Residency(NamedTuple):
     """Weights of other models still there."""
     leaving: tuple[str, ...]
     available: int
-    """What activations could have if every weight that can leave did."""
+    """What activations could have, less the margin, if every weight that can leave did."""
+    free: int
+    """What the host sees free once it has placed the weights."""
 
 
 @dataclass(slots=True)
@@ -60,8 +62,10 @@ class Replay:
             for index, model in enumerate(held)
         ]
         loaded = sum(model.loaded for model in self._held)
-        self._capacity = max(0, min(card.free + loaded, card.total) - card.safety_margin)
-        """What weights and activations share: all but other programs, the context and the margin."""
+        self._capacity = max(0, min(card.free + loaded, card.total))
+        """What weights and activations share: all but other programs and the context."""
+        # the host knows nothing of our margin and places weights in it; only what we promise leaves it out
+        self._available = max(0, self._capacity - card.safety_margin)
 
     @property
     def _free(self) -> int:
@@ -85,7 +89,8 @@ class Replay:
             offloaded=sum(model.size for model in mine) - resident,
             others=sum(model.loaded for model in self._held if model.key not in keys),
             leaving=leaving,
-            available=self._capacity,
+            available=self._available,
+            free=self._free,
         )
 
     def _take(self, model: ModelRef) -> _Held:

@@ -36,8 +36,7 @@ PART_PREFIXES: Final[Mapping[ModelRole, tuple[str, ...]]] = {
     "text_encoder": ("text_encoders.", "cond_stage_model.", "conditioner."),
     "vae": ("first_stage_model.", "vae."),
 }
-"""What a whole checkpoint's keys begin with, by part (ComfyUI comfy/supported_models_base.py)."""
-
+"""What a whole checkpoint's keys begin with, by part (ComfyUI comfy/supported_models_base.py and supported_models.py)."""
 
 LOAD_OPTIONS: Final = ("weight_dtype", "device", "type")
 """Inputs that make two loads of one file two models."""
