@@ -82,6 +82,7 @@ def test_on_16_gb_a_quiet_toast_says_what_streams_and_it_runs(host: HostProcess,
     [
         ((96, "video_wan2_2_14B_t2v"), "video_wan2_2_14B_t2v", "96gb-14b"),
         ((16, "text_to_video_wan"), "text_to_video_wan", "16gb-1.3b"),
+        ((96, "text_to_video_wan"), "text_to_video_wan", "96gb-1.3b"),
     ],
     indirect=["host"],
 )

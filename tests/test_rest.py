@@ -262,3 +262,19 @@ def test_what_is_predicted_to_be_resident_is_placed_to_within_a_layer(empty_host
     # a host places whole layers: it may stop short by the largest one of a block
     largest_layer = 13824 * 5120
     assert 0 <= predicted["resident_bytes"] - placed["bytes_on_card"] <= largest_layer
+
+
+def test_the_image_encoder_of_our_loader_is_registered_and_planned(empty_host: HostProcess) -> None:
+    prompt = {
+        "1": {"class_type": "VRAMHeadroomLoadCLIPVision", "inputs": {"clip_name": "clip_vision_h.safetensors"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "example.png"}},
+        "3": {"class_type": "CLIPVisionEncode", "inputs": {"clip_vision": ["1", 0], "image": ["2", 0], "crop": "center"}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}},
+    }
+    answer = empty_host.post(CHECK, prompt).body
+    assert [(model["role"], model["bytes"]) for model in answer["models"]] == [("clip_vision", tensor_bytes("clip_vision_h"))]
+    assert [(phase["kind"], phase["node_ids"]) for phase in answer["phases"]] == [("clip_vision", ["3"])]
+    queued = empty_host.post("/prompt", {"prompt": prompt, "client_id": "test"})
+    assert finish(empty_host, queued.body["prompt_id"])["status"]["status_str"] == "success"
+    (pipeline,) = empty_host.get(STATUS).body["pipelines"]
+    assert [(part["role"], part["placement"]) for part in pipeline["components"]] == [("clip_vision", "gpu")]
