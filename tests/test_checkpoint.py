@@ -1,6 +1,5 @@
 """What is promised of reading a checkpoint: exact bytes from the header alone, and one clear error for any bad file."""
 
-import io
 import json
 import operator
 import os
@@ -13,10 +12,11 @@ from typing import Any, cast
 import pytest
 import safetensors
 import torch
+from counting import CountingFile, count_reads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from vram_headroom.vram.estimate import checkpoint as module
+from vram_headroom.vram.estimate import header as module
 from vram_headroom.vram.estimate.checkpoint import (
     DTYPE_BITS,
     MAX_HEADER_BYTES,
@@ -184,37 +184,9 @@ def test_files_the_library_writes_are_read_as_torch_counts_them(model: Path) -> 
 # --- what is read
 
 
-class CountingFile(io.FileIO):
-    """The real file; counts every byte that leaves the operating system."""
-
-    taken = 0
-
-    def readinto(self, buffer: Any) -> int:
-        count = super().readinto(buffer) or 0
-        type(self).taken += count
-        return count
-
-    def read(self, size: int | None = -1) -> bytes:
-        content = super().read(-1 if size is None else size) or b""
-        type(self).taken += len(content)
-        return content
-
-    def readall(self) -> bytes:
-        content = super().readall()
-        type(self).taken += len(content)
-        return content
-
-
 @pytest.fixture
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> type[CountingFile]:
-    def counting_open(path: Any, mode: str = "r", buffering: int = -1) -> Any:
-        assert mode == "rb"
-        raw = CountingFile(path)
-        return raw if buffering == 0 else io.BufferedReader(raw)
-
-    monkeypatch.setattr(module, "open", counting_open, raising=False)
-    CountingFile.taken = 0
-    return CountingFile
+    return count_reads(monkeypatch)
 
 
 def test_of_a_14_gb_file_only_the_header_is_read(model: Path, bytes_read: type[CountingFile]) -> None:
@@ -294,14 +266,29 @@ def test_a_header_over_the_formats_limit_is_refused(model: Path) -> None:
 
 @pytest.mark.parametrize(
     "start",
-    [b"version https://git-lfs", b"<!DOCTYPE html>", b"PK\x03\x04\x00\x00\x08\x08archive", b"GGUF\x03\x00\x00\x00"],
-    ids=["git-lfs", "web page", "pickle", "gguf"],
+    [b"version https://git-lfs", b"<!DOCTYPE html>", b"7z\xbc\xaf\x27\x1c\x00\x04archive"],
+    ids=["git-lfs", "web page", "archive"],
 )
 def test_a_file_that_is_something_else_shows_how_it_starts(model: Path, start: bytes) -> None:
     model.write_bytes(start + b" " * 100)
     message = problem(model)
     assert "not a safetensors file" in message
     assert repr(start[:8])[2:-1] in message
+
+
+@pytest.mark.parametrize("name", ["wan.pth", "wan.pt", "wan.CKPT", "pytorch_model.bin", "wan.safetensors"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_is_not_read_whatever_its_name(tmp_path: Path, name: str, legacy: bool) -> None:
+    torch.save({"a": torch.zeros(100)}, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    message = problem(tmp_path / name)
+    assert "pickle" in message
+    assert "not read" in message
+    assert ".safetensors or .gguf" in message
+
+
+def test_a_safetensors_file_is_read_under_any_name(tmp_path: Path) -> None:
+    (tmp_path / "wan.ckpt").write_bytes(packed({"a": HALF}, 12))
+    assert read_checkpoint(tmp_path / "wan.ckpt").tensor_bytes == 12
 
 
 def test_a_truncated_file_is_named_with_what_is_missing(model: Path) -> None:
