@@ -22,7 +22,7 @@ def connect() -> Offer:
     from .loaders import NODE_CLASSES, NODE_NAMES, RegisteringLoader
     from .pack import Pack
     from .preflight import Preflight
-    from .routes import CHECK_PATH, STATUS_PATH, Routes
+    from .routes import CHECK_PATH, OVERRIDE_PATH, STATUS_PATH, Routes
 
     host = connect_host(str(Path(__file__).absolute().parent.parent))
     if host is None:
@@ -33,10 +33,12 @@ def connect() -> Offer:
     offloader.interrupts = host.models.interrupts()
     pack = Pack(host, monitor, offloader)
     RegisteringLoader.pack = pack
-    routes = Routes(pack)
+    preflight = Preflight(pack)
+    routes = Routes(pack, preflight)
     host.server.add_route("GET", STATUS_PATH, routes.status)
     host.server.add_route("POST", CHECK_PATH, routes.check)
-    preflight = Preflight(pack)
+    host.server.add_route("POST", OVERRIDE_PATH, routes.override)
     host.server.around_prompt_posts(preflight.around_post)
     host.server.on_prompt(preflight.on_prompt)
+    host.execution.at_start(preflight.replan)
     return Offer(dict(NODE_CLASSES), dict(NODE_NAMES), "./web")

@@ -5,15 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
+
+from aiohttp import web
 
 from ..vram.monitor import VRAMMonitor
 from ..vram.offloader import VRAMOffloader
+from ..vram.plan.advice import Context, FixReport, advise, fix_report
+from ..vram.plan.cache import Bounded, ChainCache, PlanStore, Reads, content_key
 from ..vram.plan.graph import build_chain
-from ..vram.plan.prompt import class_types
-from ..vram.plan.types import Card, Plan
+from ..vram.plan.planner import make_plan
+from ..vram.plan.prompt import PromptError, class_types
+from ..vram.plan.ram import SystemMemory
+from ..vram.plan.sizing import Sizing
+from ..vram.plan.types import Card, Chain, HeldModel, HostRules, Plan
+from ..vram.selfcheck import report
 from ..vram.status import Status, read_status
+from ..vram.system_memory import read_system_memory
+from ..vram.units import GIB
 from .host import Host
 
 VERSION = "0.1.0"
@@ -22,7 +32,57 @@ PATIENCE_S: Final = 2.0
 """A prompt waits this long for its plan, which takes milliseconds (tests/bench_plan.py)."""
 
 
+MARGIN_SETTING: Final = "VRAMHeadroom.SafetyMarginGB"
+"""The setting in ComfyUI's settings dialog (web/settings.js)."""
+
+MOST_MARGIN_GB: Final = 64
+
+ANSWERS_KEPT: Final = 32
+
+MEMORY_GRAIN: Final = 1 << 28
+"""System memory changes all the time, and an answer does not for less than this."""
+
+NO_CARD: Final = Card("no accelerator", 0, 0)
+
+REPLACEMENTS: Final = ("VAEDecodeTiled", "UnetLoaderGGUF", "CLIPLoaderGGUF")
+"""Node classes that a fix may put in another's place."""
+
+
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """Everything a plan depends on beside the prompt, read once: plans made from it can be compared."""
+
+    pack: Pack
+    rules: HostRules
+    held: tuple[HeldModel, ...]
+    card: Card | None
+    memory: SystemMemory | None
+    targets: tuple[str, ...] | None
+
+    @property
+    def other_programs(self) -> int:
+        """Bytes of the card that neither this process's models nor anybody has."""
+        if self.card is None:
+            return 0
+        return max(0, self.card.total - self.card.free - sum(model.bytes_on_card for model in self.held))
+
+    def key(self, prompt: object) -> str:
+        """Equal where the same answer is right: system memory is told to a quarter of a GB."""
+        memory = self.memory and (self.memory.room // MEMORY_GRAIN, self.memory.swap_free // MEMORY_GRAIN)
+        return content_key(prompt, self.targets, self.rules, self.card, self.held, memory)
+
+    def plan(self, prompt: object) -> Plan:
+        """Raises PromptError when `prompt` is none."""
+        chain = self.pack.chain(prompt, self.rules, self.card, self.targets)
+        return make_plan(chain, self.card, self.rules, self.held, self.memory)
+
+    def try_out(self, prompt: object) -> Plan:
+        """As `plan`, for one of many that nobody will ask for again: nothing of it is kept."""
+        chain = self.pack.build(prompt, self.rules, self.card or NO_CARD, self.targets)
+        return make_plan(chain, self.card, self.rules, self.held, self.memory)
+
+
+@dataclass(slots=True)
 class Pack:
     """What every node, route and hook of this pack works with."""
 
@@ -31,6 +91,16 @@ class Pack:
     offloader: VRAMOffloader
     planner: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="vram_headroom_plan"))
     """One thread, started by the first plan: one that hangs on a dead network drive holds up no other work of the server."""
+    plans: PlanStore = field(default_factory=PlanStore)
+    """By the id of the prompt that was queued with it."""
+    answers: Bounded[tuple[Chain, Plan, list[FixReport]]] = field(default_factory=lambda: Bounded(ANSWERS_KEPT))
+    """What was answered for a prompt and a state of the card."""
+    chains: ChainCache = field(init=False)
+    sizing: Sizing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chains = ChainCache(self.host.files.path)
+        self.sizing = Sizing(self.host.detector.detect)
 
     def status(self) -> Status:
         models = self.host.models
@@ -42,26 +112,102 @@ class Pack:
             running=self.host.execution.running,
             rules=models.rules(),
             seams=self.host.seams.report(),
+            self_check=report(self.host.checker.look()),
         )
 
-    async def plan_in_time(self, prompt: object, targets: Iterable[str] | None = None) -> Plan:
+    def margin(self, request: web.Request) -> int | None:
+        """Bytes that the user who asks wants left free on the card; None where nothing was chosen."""
+        chosen = self.host.server.setting(request, MARGIN_SETTING)
+        if isinstance(chosen, bool) or not isinstance(chosen, (int, float)) or not 0 <= chosen <= MOST_MARGIN_GB:
+            return None
+        return round(chosen * GIB)
+
+    async def plan_in_time(self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None) -> Plan:
         """`plan` on a thread of its own. Raises TimeoutError when it takes longer than PATIENCE_S; the thread then goes on."""
-        work = asyncio.get_running_loop().run_in_executor(self.planner, self.plan, prompt, targets)
+        work = asyncio.get_running_loop().run_in_executor(self.planner, self.plan, prompt, targets, margin)
         return await asyncio.wait_for(work, PATIENCE_S)
 
-    def plan(self, prompt: object, targets: Iterable[str] | None = None) -> Plan:
+    async def check_in_time(
+        self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None
+    ) -> tuple[Plan, list[FixReport]]:
+        """`plan` with what would make it fit, as `plan_in_time`."""
+        work = asyncio.get_running_loop().run_in_executor(self.planner, self.check, prompt, targets, margin)
+        return await asyncio.wait_for(work, PATIENCE_S)
+
+    def plan(self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None) -> Plan:
         """Plan an API-format prompt on the first card as it is now. Raises PromptError when it is none."""
+        return self._moment(targets, margin).plan(prompt)
+
+    def check(
+        self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None
+    ) -> tuple[Plan, list[FixReport]]:
+        """A plan and the fixes for it, all planned against the card as it is at one moment. Raises PromptError."""
+        moment = self._moment(targets, margin)
+        chain = self.chain(prompt, moment.rules, moment.card, moment.targets)
+        key = moment.key(prompt)
+        kept = self.answers.get(key)
+        # the same object: no file that it looked at has changed
+        if kept is not None and kept[0] is chain:
+            return kept[1], kept[2]
+        plan, fixes = self._advised(prompt, moment)
+        self.answers.put(key, (chain, plan, fixes))
+        return plan, fixes
+
+    def _advised(self, prompt: object, moment: Moment) -> tuple[Plan, list[FixReport]]:
+        plan = moment.plan(prompt)
+        if not isinstance(prompt, dict):
+            return plan, []
+        vocabulary = {**self.host.models.vocabulary({*class_types(prompt), *REPLACEMENTS})}
+        context = Context(
+            vocabulary=vocabulary,
+            targets=moment.targets,
+            library=self.host.files.header,
+            files=self.host.files.names,
+            rules=moment.rules,
+            replan_with=lambda rules: replace(moment, rules=rules).try_out(prompt),
+            replan_on=lambda card: replace(moment, card=card).try_out(prompt),
+            other_programs=moment.other_programs,
+        )
+        return plan, [fix_report(prompt, fix) for fix in advise(prompt, plan, moment.try_out, context)]
+
+    def _moment(self, targets: Iterable[str] | None, margin: int | None) -> Moment:
         rules = self.host.models.rules()
         held = self.host.models.held()
         # elastic pages lie outside torch's allocator, so they are no part of what it calls active
         weights = sum(model.bytes_on_card for model in held if not model.elastic)
-        running_beside = weights if self.host.execution.running else None
-        chain = build_chain(
+        card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
+        if card is not None and margin is not None:
+            card = replace(card, safety_margin=margin)
+        return Moment(self, rules, held, card, read_system_memory(), None if targets is None else tuple(targets))
+
+    def chain(self, prompt: object, rules: HostRules, card: Card | None, targets: tuple[str, ...] | None) -> Chain:
+        """The graph's chain, built anew only where it or a file it names is not what it was."""
+        card = card or NO_CARD
+        # of the card only its size decides anything in a chain: whether plain fp8 stays fp8
+        try:
+            key = content_key(prompt, targets, rules, card.total)
+        except ValueError as error:
+            raise PromptError(str(error)) from None
+        kept = self.chains.get(key)
+        if kept is not None:
+            return kept
+        reads = Reads(self.host.files.header, self.host.media.size, self.host.media.path)
+        chain = self.build(prompt, rules, card, targets, reads)
+        self.chains.put(key, chain, reads)
+        return chain
+
+    def build(
+        self, prompt: object, rules: HostRules, card: Card, targets: tuple[str, ...] | None, reads: Reads | None = None
+    ) -> Chain:
+        """A new chain. `reads` notes what is looked at."""
+        reads = reads or Reads(self.host.files.header, self.host.media.size, self.host.media.path)
+        return build_chain(
             prompt=prompt,
             vocabulary=self.host.models.vocabulary(class_types(prompt)),
-            library=self.host.files.header,
+            library=reads.header,
             rules=rules,
-            card=self.monitor.card() or Card("no accelerator", 0, 0),
+            card=card,
             targets=targets,
+            media=reads.size,
+            sizing=self.sizing,
         )
-        return self.monitor.plan_chain(chain, rules, held, running_beside=running_beside)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -13,12 +14,13 @@ from ..vram.plan.prompt import PromptError
 from ..vram.plan.report import check_report
 from ..vram.status import status_report
 from .pack import PATIENCE_S, Pack
-from .preflight import MAX_PROMPT_BYTES
+from .preflight import MAX_PROMPT_BYTES, Preflight
 
 logger = logging.getLogger("vram_headroom")
 
 STATUS_PATH: Final = "/v1/hardware/vram"
 CHECK_PATH: Final = "/v1/hardware/vram/check"
+OVERRIDE_PATH: Final = "/v1/hardware/vram/override"
 
 
 class RequestError(ValueError):
@@ -33,8 +35,9 @@ class RequestError(ValueError):
 class Routes:
     """The handlers. Driver and disk are asked in a worker thread, never on ComfyUI's event loop."""
 
-    def __init__(self, pack: Pack) -> None:
+    def __init__(self, pack: Pack, preflight: Preflight) -> None:
         self._pack = pack
+        self._preflight = preflight
 
     async def status(self, request: web.Request) -> web.Response:
         """What the cards, the pipelines and the host hold right now."""
@@ -44,7 +47,7 @@ class Routes:
         """Whether a prompt fits: the Plan as JSON, 400 for a body that is no prompt, 413 for one over 8 MiB."""
         try:
             prompt, targets = _read_check(await _limited_body(request))
-            plan = await self._pack.plan_in_time(prompt, targets)
+            plan, fixes = await self._pack.check_in_time(prompt, targets, self._pack.margin(request))
         except PromptError as error:
             return _refusal(RequestError(400, "not_a_prompt", str(error)))
         except RequestError as error:
@@ -54,7 +57,25 @@ class Routes:
         except Exception:
             logger.exception("the memory check failed")
             return _refusal(RequestError(500, "check_failed", "the check failed; ComfyUI's log says how"))
-        return web.json_response(check_report(plan))
+        return web.json_response(check_report(plan, fixes))
+
+    async def override(self, request: web.Request) -> web.Response:
+        """Let the next post of this prompt through although `enforce` would refuse it: 204. 403 from another site's page."""
+        try:
+            check_same_site(request)
+            prompt, _ = _read_check(await _limited_body(request))
+            self._preflight.allow_once(prompt)
+        except RequestError as error:
+            return _refusal(error)
+        return web.Response(status=204)
+
+
+def check_same_site(request: web.Request) -> None:
+    """Refuses what a page of another site sends through a person's browser. Raises RequestError 403."""
+    origin = request.headers.get("Origin")
+    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("Host")
+    if foreign or request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        raise RequestError(403, "other_site", "this can only be asked by ComfyUI's own page or by a script")
 
 
 async def _limited_body(request: web.Request) -> bytes:

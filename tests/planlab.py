@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vram_headroom.vram.estimate.architecture import Architecture
 from vram_headroom.vram.estimate.checkpoint import Checkpoint, TensorInfo
 from vram_headroom.vram.plan.types import Card, HostRules, MissingFileError, ModelRef, NodeSpec
 
@@ -83,12 +84,19 @@ VOCABULARY: Mapping[str, NodeSpec] = {
     "LatentUpscale": NodeSpec({"samples": "LATENT", "width": "INT", "height": "INT"}, ("LATENT",)),
     "LatentUpscaleBy": NodeSpec({"samples": "LATENT", "scale_by": "FLOAT"}, ("LATENT",)),
     "TrimVideoLatent": NodeSpec({"samples": "LATENT", "trim_amount": "INT"}, ("LATENT",)),
-    "LatentConcat": NodeSpec({"samples1": "LATENT", "samples2": "LATENT"}, ("LATENT",)),
+    "LatentConcat": NodeSpec({"samples1": "LATENT", "samples2": "LATENT", "dim": "COMBO"}, ("LATENT",)),
+    "LatentCut": NodeSpec({"samples": "LATENT", "dim": "COMBO", "index": "INT", "amount": "INT"}, ("LATENT",)),
+    "LatentCutToBatch": NodeSpec({"samples": "LATENT", "dim": "COMBO", "slice_size": "INT"}, ("LATENT",)),
+    "RepeatLatentBatch": NodeSpec({"samples": "LATENT", "amount": "INT"}, ("LATENT",)),
+    "SomebodysLatentFilter": NodeSpec({"samples": "LATENT"}, ("LATENT",)),
     "SplitSigmas": NodeSpec({"sigmas": "SIGMAS", "step": "INT"}, ("SIGMAS", "SIGMAS")),
     "ModelPatchLoader": NodeSpec({"name": "COMBO"}, ("MODEL_PATCH",)),
     "PatchModel": NodeSpec({"model": "MODEL", "patch": "MODEL_PATCH"}, ("MODEL",)),
     "WanCameraEmbedding": NodeSpec(
         {"width": "INT", "height": "INT"}, ("WAN_CAMERA_EMBEDDING", "INT", "INT"), False, {}, ("camera", "width", "height")
+    ),
+    "SomebodysCamera": NodeSpec(
+        {"width": "INT", "height": "INT"}, ("CAMERA", "INT", "INT"), False, {}, ("camera", "width", "height")
     ),
     "WanReferenceToVideo": NodeSpec(
         {
@@ -122,24 +130,31 @@ def checkpoint(path: str, *tensors: tuple[str, str, tuple[int, ...]]) -> Checkpo
     return Checkpoint(path, sum(info.nbytes for info in infos.values()) + 8, infos, {})
 
 
-def wan_dit(path: str, units: int, dim: int = 128, dtype: str = "F16", out: int = 16) -> Checkpoint:
+def wan_dit(path: str, units: int, dim: int = 1536, dtype: str = "F16", out: int = 16) -> Checkpoint:
     """A file that is detected as a WAN diffusion model and whose 16-bit weights take `units` UNITs and a few KB."""
     return checkpoint(
         path,
         ("head.modulation", "F16", (1, 2, dim)),
         ("head.head.weight", "F16", (out * 4, dim)),
         ("patch_embedding.weight", "F16", (dim, out, 1, 2, 2)),
-        ("blocks.0.ffn.0.weight", dtype, (units, UNIT // 2)),
+        ("blocks.0.ffn.0.weight", "F16", (4 * dim, 1)),
+        *((f"blocks.{block}.bulk.weight", dtype, (size, UNIT // 2)) for block, size in enumerate(in_layers(units))),
     )
+
+
+def in_layers(units: int, largest: int = 64) -> list[int]:
+    """So many UNITs as layers of at most `largest`: what streams takes the room of a layer or a few, never of a model."""
+    return [min(largest, units - start) for start in range(0, units, largest)]
 
 
 FILES: Mapping[tuple[str, str], Checkpoint] = {
     ("diffusion_models", "high_noise.safetensors"): wan_dit("/m/high_noise.safetensors", 6000),
     ("diffusion_models", "low_noise.safetensors"): wan_dit("/m/low_noise.safetensors", 6000),
-    ("diffusion_models", "five.safetensors"): wan_dit("/m/five.safetensors", 100, dim=256, out=48),
+    ("diffusion_models", "five.safetensors"): wan_dit("/m/five.safetensors", 100, dim=3072, out=48),
     ("text_encoders", "umt5.safetensors"): checkpoint(
         "/m/umt5.safetensors",
         ("encoder.block.23.layer.1.DenseReluDense.wi_1.weight", "F8_E4M3", (200, UNIT)),
+        ("encoder.final_layer_norm.weight", "F16", (1,)),
         ("spiece_model", "U8", (5 * UNIT,)),
     ),
     ("vae", "vae.safetensors"): checkpoint("/m/vae.safetensors", ("decoder.middle.0.residual.0.gamma", "F32", (10, UNIT // 2))),
@@ -153,8 +168,10 @@ FILES: Mapping[tuple[str, str], Checkpoint] = {
         ("model.diffusion_model.head.modulation", "F16", (1, 2, 128)),
         ("model.diffusion_model.head.head.weight", "F16", (64, 128)),
         ("model.diffusion_model.patch_embedding.weight", "F16", (128, 16, 1, 2, 2)),
-        ("model.diffusion_model.blocks.0.ffn.0.weight", "F16", (50, UNIT // 2)),
+        ("model.diffusion_model.blocks.0.ffn.0.weight", "F16", (512, 1)),
+        ("model.diffusion_model.blocks.0.bulk.weight", "F16", (50, UNIT // 2)),
         ("text_encoders.umt5xxl.encoder.block.23.layer.1.DenseReluDense.wi_1.weight", "F8_E4M3", (30, UNIT)),
+        ("text_encoders.umt5xxl.encoder.final_layer_norm.weight", "F16", (1,)),
         ("vae.decoder.middle.0.residual.0.gamma", "F16", (4, UNIT // 2)),
     ),
 }
@@ -246,3 +263,21 @@ def two_experts(fast: bool = False, **latent: object) -> dict[str, Any]:
         "87": node("VAEDecode", samples=("78", 0), vae=("73", 0)),
         "80": node("SaveVideo", images=("87", 0)),
     }
+
+
+def wan_model(dim: int, stride: int) -> ModelRef:
+    """A diffusion model of this width, for phases that need no file."""
+    channels = 48 if stride == 16 else 16
+    arch = Architecture(
+        "dit", "WAN", dim, 30, channels, channels, dim / 2222, stride, "t2v", FFN.get(dim, 4 * dim), max(1, dim // 128)
+    )
+    return replace(model("dit", 1), arch=arch, dim=dim, usage_factor=arch.usage_factor, spatial_stride=stride)
+
+
+FFN = {1536: 8960, 3072: 14336, 5120: 13824}
+"""Of the real models."""
+
+
+def vae_model(stride: int) -> ModelRef:
+    arch = Architecture("vae", "WAN VAE", spatial_stride=stride)
+    return replace(model("vae", 1), role="vae", arch=arch, spatial_stride=stride)

@@ -27,6 +27,10 @@ DATA = TESTS / "host" / "data"
 MIRRORED = "0.33.0"
 """The ComfyUI whose surface and order of events the stand-in reproduces."""
 
+REAL_ONLY = ("comfy.ldm", "comfy.model_detection", "comfy.ops", "comfy.quant_ops", "comfy.utils.weight_dtype")
+"""What the stand-in leaves out with all below it: it has no models whose classes could be looked at or traced. nodes/host
+takes their absence for an answer (tests/test_detection.py, tests/test_selfcheck.py); tests/real sees the real ones."""
+
 SURFACE = load_surface()
 RECORDED: dict[str, Any] = json.loads((DATA / "events.json").read_text(encoding="utf-8"))
 
@@ -224,7 +228,8 @@ def test_the_stand_in_offers_what_the_pack_and_the_probe_use(standin_surface: di
         for use in find_uses(path.read_text(encoding="utf-8"), SURFACE)
         if recorded.get(use.name, ABSENT) != ABSENT
     }
-    assert sorted(name for name in used if standin_surface[name] == ABSENT) == []
+    missing = [name for name in used if standin_surface[name] == ABSENT]
+    assert sorted(name for name in missing if not f"{name}.".startswith(tuple(f"{left}." for left in REAL_ONLY))) == []
 
 
 def comparable(entry: str) -> str:

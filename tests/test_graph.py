@@ -134,8 +134,8 @@ def test_a_whole_checkpoint_is_sized_by_its_parts() -> None:
     for name in ("8", "10"):
         prompt[name]["inputs"]["vae"] = ["1", 2]
     sizes = {model.role: model.file_bytes for model in chain_of(prompt).models if model.file == "whole.safetensors"}
-    small = 2 * 128 * 2 + 64 * 128 * 2 + 128 * 16 * 4 * 2
-    assert sizes == {"generator": 50 * UNIT + small, "text_encoder": 30 * UNIT, "vae": 4 * UNIT}
+    small = 2 * 128 * 2 + 64 * 128 * 2 + 128 * 16 * 4 * 2 + 512 * 2
+    assert sizes == {"generator": 50 * UNIT + small, "text_encoder": 30 * UNIT + 2, "vae": 4 * UNIT}
 
 
 def test_a_text_encoder_on_the_cpu_is_not_on_the_card() -> None:
@@ -272,11 +272,24 @@ def test_an_upscale_by_a_factor_is_followed() -> None:
     assert (chain.phases[3].width, chain.phases[3].height, chain.phases[3].frames) == (960, 960, 81)
 
 
+def test_latents_are_followed_through_trimming_joining_and_cutting() -> None:
+    def frames(**entry: Any) -> tuple[int | None, int | None, int | None]:
+        chain = chain_of(upscaled(**entry))
+        assert chain.assumptions == ()
+        low = chain.phases[3]
+        return (low.frames, low.width, low.batch)
+
+    assert frames(node=node("TrimVideoLatent", samples=("81", 0), trim_amount=3)) == (69, 640, 1)
+    assert frames(node=node("LatentConcat", samples1=("81", 0), samples2=("74", 0), dim="t")) == (165, 640, 1)
+    assert frames(node=node("LatentConcat", samples1=("81", 0), samples2=("74", 0), dim="-x")) == (81, 1280, 1)
+    assert frames(node=node("LatentCut", samples=("81", 0), dim="t", index=0, amount=2)) == (5, 640, 1)
+    assert frames(node=node("LatentCutToBatch", samples=("81", 0), dim="t", slice_size=1)) == (1, 640, 21)
+    assert frames(node=node("RepeatLatentBatch", samples=("81", 0), amount=3)) == (81, 640, 3)
+
+
 def test_what_may_change_a_latent_unseen_is_an_assumption() -> None:
-    chain = chain_of(upscaled(node=node("TrimVideoLatent", samples=("81", 0), trim_amount=3)))
-    assert chain.assumptions == ("TrimVideoLatent 60 may change the size of its latent; it counts as unchanged",)
-    chain = chain_of(upscaled(node=node("LatentConcat", samples1=("81", 0), samples2=("74", 0))))
-    assert chain.assumptions == ("LatentConcat 60 joins 2 latents; the first one's size counts",)
+    chain = chain_of(upscaled(node=node("SomebodysLatentFilter", samples=("81", 0))))
+    assert chain.assumptions == ("SomebodysLatentFilter 60 may change the size of its latent; it counts as unchanged",)
 
 
 def test_a_reference_picture_alone_is_encoded_as_one_frame() -> None:
@@ -301,11 +314,11 @@ def test_a_part_of_a_schedule_has_no_known_number_of_steps() -> None:
 
 def test_a_size_that_a_node_passes_on_by_name_is_followed_and_said() -> None:
     prompt = planlab.two_experts()
-    prompt["61"] = node("WanCameraEmbedding", width=832, height=480)
+    prompt["61"] = node("SomebodysCamera", width=832, height=480)
     prompt["74"]["inputs"]["width"] = ["61", 1]
     chain = chain_of(prompt)
     assert chain.phases[2].width == 832
-    assert chain.assumptions == ("WanCameraEmbedding 61 passes its width on unchanged",)
+    assert chain.assumptions == ("SomebodysCamera 61 passes its width on unchanged",)
 
 
 def test_models_of_other_types_are_counted_with_what_loads_them() -> None:

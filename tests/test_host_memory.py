@@ -60,9 +60,10 @@ def test_a_14b_model_is_offloaded_in_part_on_16_gb_and_leaves_what_sampling_need
         held, loaded = booked(sixteen), sixteen.get("/_host/loaded").body
         sixteen.post("/_host/release")
         assert running.result(timeout=60).status == "success"
-    # ComfyUI's estimate of one forward: 21 x 80 x 80 latents, 2 bytes, 0.01 x 5120 / 2222 MiB
+    # ComfyUI's estimate of one forward, which it leaves free: 21 x 80 x 80 latents, 2 bytes, 0.01 x 5120 / 2222 MiB
     forward = int(21 * 80 * 80 * 2 * 0.01 * 5120 / 2222 * MIB)
-    assert held["WAN21 activations"] == forward
+    # what the tensors of the real class take, as traced: 21 x 40 x 40 tokens, 11.13 tensors of 5120 in 2 bytes
+    assert held["WAN21 activations"] == round(21 * 40 * 40 * 5120 * 2 * 11.13) < forward
     reserve = 400 * MIB
     assert 0 < held[weights(FP8)] <= 16 * GIB - forward - reserve
     assert next(entry for entry in loaded if entry["name"] == "WAN21")["bytes_on_card"] == held[weights(FP8)]
@@ -101,7 +102,7 @@ def test_a_models_bytes_leave_the_card_when_nobody_holds_it_any_more(sixteen: Ho
 
 
 def test_a_forward_that_does_not_fit_is_a_real_out_of_memory_error_and_unloads_everything(models: Path) -> None:
-    with start_host(4, models=models, pack=False) as host:
+    with start_host(3, models=models, pack=False) as host:
         ran = run_prompt(host, official(FP8, width=640, height=640, length=81))
         (error,) = ran.of("execution_error")
         assert error["node_id"] == "8"
@@ -114,11 +115,11 @@ def test_a_forward_that_does_not_fit_is_a_real_out_of_memory_error_and_unloads_e
 
 
 def test_a_decode_that_does_not_fit_is_done_in_tiles(models: Path) -> None:
-    with start_host(5, models=models, pack=False) as host:
+    with start_host(2.5, models=models, pack=False) as host:
         ran = run_prompt(host, official(SMALL, width=832, height=480, length=81, steps=1, cfg=1.0))
         assert ran.status == "success"
         assert "retrying with tiled VAE decoding" in host.log_text()
-        assert host.get("/_host/card").body["peak"] <= 5 * GIB
+        assert host.get("/_host/card").body["peak"] <= 2.5 * GIB
 
 
 def test_other_programs_memory_counts(sixteen: HostProcess) -> None:

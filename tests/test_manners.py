@@ -23,7 +23,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[HostProcess]:
-    with start_host(vram_gb=4, template="text_to_video_wan") as running:
+    with start_host(vram_gb=1, template="text_to_video_wan") as running:
         yield running
 
 
@@ -78,7 +78,7 @@ def test_ctrl_enter_behind_the_question_queues_nothing(session: Session) -> None
 def test_auto_queue_never_meets_a_dialog(session: Session) -> None:
     with session.page.expect_response(lambda response: response.url.endswith("/api/prompt")):
         queue(session, trigger="auto_queue")
-    expect(session.toast("VAE decoding")).to_be_visible()
+    expect(session.toast("Short by")).to_be_visible()
     expect(session.page.locator(QUESTION)).to_be_hidden()
 
 

@@ -1,7 +1,6 @@
 """The monitor: numbers of the card, stale ones marked, and answers that are the planner's."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import planlab
 import pytest
@@ -9,7 +8,7 @@ from planlab import RULES, UNIT
 from vram_headroom.vram.device import Accelerator, DeviceReadError, MemoryReading, SimulatedCard
 from vram_headroom.vram.monitor import GPUSnapshot, NoAcceleratorError, VRAMMonitor, get_vram_monitor
 from vram_headroom.vram.plan.graph import build_chain
-from vram_headroom.vram.plan.planner import chain_overhead, make_plan
+from vram_headroom.vram.plan.planner import make_plan
 from vram_headroom.vram.plan.types import Chain, HeldModel
 
 
@@ -81,17 +80,23 @@ def test_can_fit_chain_says_what_the_plan_says() -> None:
     for units in (100, 8_000, 100_000):
         monitor = monitor_of(SimulatedCard(units * UNIT, name="test card"))
         chain = chain_for(units)
-        card = replace(planlab.card(units), safety_margin=chain_overhead(chain))
-        plan = make_plan(chain, card, RULES)
+        plan = make_plan(chain, planlab.card(units), RULES)
         assert monitor.can_fit_chain(chain, RULES) == (plan.runs, plan.message)
 
 
-def test_the_videos_own_overhead_is_added_to_the_margin() -> None:
+def test_an_overhead_beyond_the_plan_is_added_to_the_margin() -> None:
     chain = chain_for(20_000)
     monitor = monitor_of(SimulatedCard(20_000 * UNIT), safety_margin=5 * UNIT)
-    latent = 4 * 16 * 21 * 80 * 80
-    assert monitor.plan_chain(chain, RULES).card.safety_margin == 5 * UNIT + 12 * latent
+    assert monitor.plan_chain(chain, RULES).card.safety_margin == 5 * UNIT
     assert monitor.plan_chain(chain, RULES, runtime_overhead=7 * UNIT).card.safety_margin == 12 * UNIT
+
+
+def test_the_latents_of_a_sampling_step_are_part_of_the_plan() -> None:
+    plan = monitor_of(SimulatedCard(20_000 * UNIT)).plan_chain(chain_for(20_000), RULES)
+    sample = next(planned for planned in plan.phases if planned.phase.kind == "sample")
+    assert sample.activation is not None
+    latents = sum(term.bytes for term in sample.activation.terms if "latent" in term.name)
+    assert latents >= 4 * 4 * 16 * 21 * 80 * 80
 
 
 def test_other_programs_and_the_margin_count_against_a_chain() -> None:
@@ -104,10 +109,10 @@ def test_other_programs_and_the_margin_count_against_a_chain() -> None:
 
 def test_what_is_loaded_already_counts_once() -> None:
     card = SimulatedCard(20_000 * UNIT)
-    card.allocate(18_000 * UNIT, "idle model")
+    card.allocate(19_000 * UNIT, "idle model")
     monitor = monitor_of(card)
-    held = (HeldModel("/m/other.safetensors", "other", 18_000 * UNIT, 18_000 * UNIT),)
-    assert not monitor.can_fit_chain(chain_for(20_000), RULES).fits, "18,000 units of another program would not move"
+    held = (HeldModel("/m/other.safetensors", "other", 19_000 * UNIT, 19_000 * UNIT),)
+    assert not monitor.can_fit_chain(chain_for(20_000), RULES).fits, "19,000 units of another program would not move"
     assert monitor.can_fit_chain(chain_for(20_000), RULES, held).fits, "an idle model leaves when asked"
 
 

@@ -107,7 +107,7 @@ chain = build_chain(planlab.two_experts(), planlab.VOCABULARY, planlab.library, 
 sys.stdout.write(make_plan(chain, card, planlab.RULES).verdict)
 """
     done = subprocess.run([sys.executable, "-c", loader + script + plan], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "does_not_fit"
+    assert done.stdout == "fits_with_offload"
 
 
 def test_the_root_survives_pytest_collection_in_a_folder_with_hyphens(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import planlab
@@ -14,12 +15,13 @@ import pytest
 import torch
 from loadpack import ROOT
 from paper import CARD, UNIT, BookingMover, Clock, Engine, PaperHandle
-from planlab import RULES
 from torch._subclasses.fake_tensor import FakeTensorMode
 from vram_headroom.vram.books import UnknownPipelineError
 from vram_headroom.vram.components import ComponentRole
 from vram_headroom.vram.device import CallbackAccelerator, DeviceReadError, MemoryReading, SimulatedCard
-from vram_headroom.vram.estimate import wan
+from vram_headroom.vram.estimate import encoders
+from vram_headroom.vram.estimate.architecture import Architecture
+from vram_headroom.vram.estimate.loading import Footprint
 from vram_headroom.vram.handle import PlainMover, TorchModuleHandle
 from vram_headroom.vram.monitor import NoAcceleratorError, VRAMMonitor, get_vram_monitor
 from vram_headroom.vram.offloader import ActivePipelineError, PlacementError, VRAMOffloader, get_vram_offloader
@@ -36,8 +38,10 @@ GENERATOR, TEXT_ENCODER, VAE, OTHER = (
 )
 PINNED = VideoComponentPolicy(pin_to_gpu=True)
 STAYS = VideoComponentPolicy()
-ENCODING = wan.TEXT_ENCODER_ACTIVATION
+ENCODING = encoders.umt5(fp8_weights=True).expected
 """What the one phase of `encoding` needs beside its weights."""
+RULES = replace(planlab.RULES, minimum_inference_bytes=ENCODING)
+"""A host that keeps that much free of weights, and no more."""
 PATIENCE = 20.0
 """Seconds a thread may take before a test calls it stuck."""
 
@@ -133,8 +137,14 @@ class Cards:
         return handle
 
 
+UMT5 = Architecture("text_encoder", "UMT5-XXL", dim=4096, layers=24)
+PACKED = Footprint(resident=1, booked=1, staged_bytes=1, largest_layer=1, cast="native")
+"""Weights of one byte each."""
+
+
 def encoding(*models: ModelRef) -> Phase:
-    return Phase("text_encode", "1", "CLIPTextEncode", models, title="Encoding")
+    encoders = tuple(replace(model, arch=replace(UMT5, parameters=2), footprint=PACKED) for model in models)
+    return Phase("text_encode", "1", "CLIPTextEncode", encoders, title="Encoding")
 
 
 def chain(*phases: Phase) -> Chain:

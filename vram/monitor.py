@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from .device import Accelerator, DeviceReadError, discover
-from .estimate import wan
-from .plan.planner import chain_bytes, chain_overhead, make_plan
+from .estimate.caches import Pipeline, video_runtime_overhead
+from .plan.planner import chain_bytes, make_plan
+from .plan.ram import SystemMemory
 from .plan.types import Card, Chain, HeldModel, HostRules, Plan
 from .records import PipelineMemoryRecord, VideoMemoryBreakdown
 from .units import MIB, gib
@@ -250,17 +251,18 @@ class VRAMMonitor:
         index: int = 0,
         runtime_overhead: int | None = None,
         running_beside: int | None = None,
+        memory: SystemMemory | None = None,
     ) -> Plan:
         """What `chain` will do to this card, with `held` loaded already.
 
-        `runtime_overhead` are bytes that its videos keep beside weights and activations; None: what those of its size do, see
-        `estimate_video_runtime_overhead_gb`. `running_beside` is as for `card`.
+        `runtime_overhead` are bytes that its videos keep beside weights and activations, where that is more than the plan knows
+        of (`estimate_video_runtime_overhead_gb` tells it for streaming pipelines). `running_beside` is as for `card`; `memory`
+        is the system's, None leaves it out.
         """
         card = self.card(index, running_beside)
-        if card is not None:
-            overhead = chain_overhead(chain) if runtime_overhead is None else runtime_overhead
-            card = replace(card, safety_margin=card.safety_margin + overhead)
-        return make_plan(chain, card, rules, held)
+        if card is not None and runtime_overhead:
+            card = replace(card, safety_margin=card.safety_margin + runtime_overhead)
+        return make_plan(chain, card, rules, held, memory)
 
     def can_fit_chain(
         self,
@@ -302,9 +304,16 @@ class VRAMMonitor:
         return gib(chain_bytes(chain, rules))
 
     @staticmethod
-    def estimate_video_runtime_overhead_gb(width: int, height: int, frames: int = 81, causal: bool = False) -> float:
-        """GiB that a video of this size keeps beside weights and activations. Raises ValueError for a size below 1."""
-        return gib(wan.video_runtime_overhead(width=width, height=height, frames=frames, causal=causal).total)
+    def estimate_video_runtime_overhead_gb(
+        width: int, height: int, frames: int = 81, causal: bool = False, pipeline: Pipeline | None = None
+    ) -> float:
+        """GiB that a video of this size keeps beside weights and activations: caches of keys and values, latents, features.
+
+        `pipeline` names the loop that makes it; None: ComfyUI's, with `causal` its causal one. Raises ValueError for a size
+        below 1 and for a pipeline nobody read.
+        """
+        overhead = video_runtime_overhead(width=width, height=height, frames=frames, causal=causal, pipeline=pipeline)
+        return gib(overhead.total)
 
 
 def _less(held: tuple[HeldModel, ...], freed: int) -> tuple[HeldModel, ...]:

@@ -9,6 +9,7 @@ from .books import PipelineStatus
 from .monitor import GPUSnapshot, VRAMMonitor
 from .offloader import VRAMOffloader
 from .plan.types import HostRules
+from .selfcheck import Report as SelfCheckReport
 
 
 class LoadedModel(NamedTuple):
@@ -50,6 +51,8 @@ class Status:
     running: Running | None
     rules: HostRules
     seams: tuple[SeamReport, ...]
+    self_check: SelfCheckReport | None = None
+    """Whether the estimates agree with the installed host's own code."""
 
 
 class DeviceReport(TypedDict):
@@ -93,6 +96,7 @@ class StatusReport(TypedDict):
     running: dict[str, object] | None
     host: dict[str, str]
     seams: list[dict[str, object]]
+    self_check: dict[str, object] | None
 
 
 def read_status(
@@ -103,9 +107,12 @@ def read_status(
     running: Running | None,
     rules: HostRules,
     seams: tuple[SeamReport, ...],
+    self_check: SelfCheckReport | None = None,
 ) -> Status:
     """One look at everything. Allocates nothing on the card and waits for no transfer."""
-    return Status(version, monitor.now(), monitor.snapshots(), offloader.status(), loaded_models, running, rules, seams)
+    return Status(
+        version, monitor.now(), monitor.snapshots(), offloader.status(), loaded_models, running, rules, seams, self_check
+    )
 
 
 def status_report(status: Status) -> StatusReport:
@@ -139,6 +146,7 @@ def status_report(status: Status) -> StatusReport:
             "vram_state": status.rules.vram_state,
         },
         seams=[seam._asdict() for seam in status.seams],
+        self_check=None if status.self_check is None else status.self_check.as_json(),
     )
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from ...vram.selfcheck import Checker
+from .backend import read_backend
+from .detection import HostDetector
 from .execution import HostExecution
 from .files import HostFiles
+from .media import HostMedia
 from .models import HostModels
 from .seams import SeamTable, seams_switched_off
+from .selfcheck import host_selfcheck
 from .server import HostServer
 
 logger = logging.getLogger("vram_headroom")
@@ -20,6 +25,9 @@ class Host:
 
     models: HostModels
     files: HostFiles
+    media: HostMedia
+    detector: HostDetector
+    checker: Checker
     server: HostServer
     execution: HostExecution
     seams: SeamTable
@@ -37,6 +45,7 @@ def connect(folder: str) -> Host | None:
         logger.warning("VRAM Headroom is installed twice: %s is used, remove %s", other, folder)
         return None
     execution = HostExecution(seams)
-    models = HostModels(seams, lambda: execution.running)
+    checker = host_selfcheck(lambda: execution.running is not None)
+    models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()))
     execution.at_boundary(models.publish)
-    return Host(models, HostFiles(), server, execution, seams)
+    return Host(models, HostFiles(), HostMedia(), HostDetector(), checker, server, execution, seams)

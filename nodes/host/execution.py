@@ -21,6 +21,7 @@ class HostExecution:
     def __init__(self, seams: SeamTable) -> None:
         self._running: Running | None = None
         self._boundaries: list[Callable[[], None]] = []
+        self._starts: list[Callable[[object, str, list[str] | None], None]] = []
         seams.wrap(PROMPT_SPAN, execution.PromptExecutor, "execute", self._around_prompt)
         seams.wrap(NODE_SPAN, execution, "get_output_data", self._around_node)
 
@@ -32,6 +33,10 @@ class HostExecution:
         """Call this on the worker thread whenever a node or a prompt has ended."""
         self._boundaries.append(call)
 
+    def at_start(self, call: Callable[[object, str, list[str] | None], None]) -> None:
+        """Call this on the worker thread before a prompt runs: with it, its id and the output nodes that were asked for."""
+        self._starts.append(call)
+
     def current_node(self) -> str | None:
         """The node whose function is running on this thread."""
         context = get_executing_context()
@@ -40,6 +45,10 @@ class HostExecution:
     def _around_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # execute(self, prompt, prompt_id, ...): the id is the third positional argument in every release seen
         prompt_id = kwargs.get("prompt_id", args[2] if len(args) > 2 else "")
+        prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
+        outputs = kwargs.get("execute_outputs", args[4] if len(args) > 4 else None)
+        for call in self._starts:
+            _guarded(lambda call=call: call(prompt, str(prompt_id), outputs or None))
         self._running = Running(str(prompt_id), None)
         try:
             return original(*args, **kwargs)
@@ -58,8 +67,12 @@ class HostExecution:
 
     def _tell(self) -> None:
         for call in self._boundaries:
-            try:
-                call()
-            except Exception:
-                # raised from here it would fail the node, or end ComfyUI's worker thread for good
-                logger.exception("what is shown of the loaded models could not be updated")
+            _guarded(call)
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    """What is raised here would fail the node, or end ComfyUI's worker thread for good."""
+    try:
+        call()
+    except Exception:
+        logger.exception("what is known of the loaded models could not be updated")

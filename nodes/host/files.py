@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import folder_paths
@@ -20,6 +21,13 @@ class HostFiles:
     def path(self, folder: str, name: str) -> str | None:
         """Absolute path of a model file, or None if no such file is in that folder."""
         return folder_paths.get_full_path(folder, name)
+
+    def names(self, folder: str) -> Sequence[str]:
+        """Model files in a folder of ComfyUI's; none where it has no such folder."""
+        try:
+            return folder_paths.get_filename_list(folder)
+        except (KeyError, OSError):
+            return ()
 
     def header(self, folder: str, name: str) -> Checkpoint:
         """The header of a model file. Raises MissingFileError, with the reason, if there is none to read."""

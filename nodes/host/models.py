@@ -14,11 +14,16 @@ import nodes as comfy_nodes
 import torch
 
 from ...vram.device import Accelerator, CallbackAccelerator, MemoryReading, discover
+from ...vram.estimate.backend import NEWEST_TRACED, Backend
 from ...vram.plan.types import HeldModel, HostRules, NodeSpec
 from ...vram.status import LoadedModel, Running
 from .seams import LOADED_MODELS, MEMORY_READING, SOURCE_FILES, SeamTable
 
 logger = logging.getLogger("vram_headroom")
+
+
+LOADS_IN_ANY_ORDER = (0, 8, 999)
+"""The last ComfyUI known to load the models of one call in the order of a Python set; 0.33 keeps the order asked for."""
 
 
 class OnCard(NamedTuple):
@@ -98,8 +103,12 @@ class HostModels:
     for them `publish`, called there at node boundaries, takes the values that other threads then see.
     """
 
-    def __init__(self, seams: SeamTable, running: Callable[[], Running | None]) -> None:
+    def __init__(
+        self, seams: SeamTable, running: Callable[[], Running | None], backend: Callable[[], Backend] = Backend
+    ) -> None:
+        """`backend` says what forwards run on; it is asked with the rules."""
         self._running = running
+        self._backend = backend
         self._published: tuple[OnCard, ...] = ()
         self._specs: dict[str, tuple[object, NodeSpec]] = {}
         self._others_when_idle = 0
@@ -216,6 +225,7 @@ class HostModels:
     def rules(self) -> HostRules:
         """How this ComfyUI loads and evicts, read anew: launch options and other packs may change it while it runs."""
         device = model_management.get_torch_device()
+        backend = self._backend()
         return HostRules(
             version=str(comfyui_version.__version__),
             patchers="dynamic" if dynamic_vram_is_on() else "legacy",
@@ -223,11 +233,17 @@ class HostModels:
             reserve_bytes=int(model_management.extra_reserved_memory()),
             minimum_inference_bytes=int(model_management.minimum_inference_memory()),
             minimum_weight_ratio=float(getattr(model_management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)),
+            offload_streams=max(0, int(getattr(model_management, "NUM_STREAMS", 2))),
+            smart_memory=not bool(getattr(model_management, "DISABLE_SMART_MEMORY", False)),
+            keeps_load_order=(backend.comfyui or NEWEST_TRACED) > LOADS_IN_ANY_ORDER,
+            gpu_only=model_management.text_encoder_offload_device() == device,
+            block_compute=block_compute(device),
             flash_attention=bool(model_management.xformers_enabled() or model_management.pytorch_attention_flash_attention()),
             fp8_compute=bool(model_management.supports_fp8_compute(device)),
             text_encoder_on_card=model_management.text_encoder_device() != torch.device("cpu"),
-            compute_bytes=model_management.unet_dtype(device).itemsize,
-            vae_compute_bytes=model_management.vae_dtype(device, [torch.bfloat16, torch.float16, torch.float32]).itemsize,
+            compute_bytes=backend.element_bytes,
+            vae_compute_bytes=backend.vae_element_bytes,
+            backend=backend,
         )
 
     def vocabulary(self, classes: Iterable[str]) -> dict[str, NodeSpec]:
@@ -248,6 +264,12 @@ class HostModels:
                 self._specs[name] = cached
             specs[name] = cached[1]
         return specs
+
+
+def block_compute(device: Any) -> bool:
+    """Whether the card multiplies nvfp4 and mxfp8 itself; releases without the question know no such formats."""
+    ask = getattr(model_management, "supports_nvfp4_compute", None)
+    return bool(ask(device)) if callable(ask) else False
 
 
 def is_dynamic(patcher: Any) -> bool:

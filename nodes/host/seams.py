@@ -44,6 +44,9 @@ SOURCE_FILES = Seam(
 )
 
 
+USER_SETTINGS = Seam("user settings", "private", "0.8", "what to do with a prompt that does not fit is always `warn`")
+
+
 OFF_VARIABLE = "VRAM_HEADROOM_SEAMS_OFF"
 """Environment variable: names of seams not to use, separated by commas. For finding out what breaks what."""
 

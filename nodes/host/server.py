@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
-from .seams import MIDDLEWARE, PROMPT_HANDLER, ROUTES, SeamTable
+from .seams import MIDDLEWARE, PROMPT_HANDLER, ROUTES, USER_SETTINGS, SeamTable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLAIM = "vram_headroom_folder"
@@ -54,6 +54,21 @@ class HostServer:
             app.middlewares.append(middleware)
             return True
         return False
+
+    def setting(self, request: web.Request, name: str) -> object:
+        """What the user who sends `request` has chosen in ComfyUI's settings; None where that is nothing or can't be read."""
+        manager = getattr(self._instance, "user_manager", None)
+        stored = getattr(manager, "settings", None)
+        read = getattr(stored, "get_settings", None)
+        if not self._seams.knows(USER_SETTINGS):
+            self._seams.note(USER_SETTINGS, live=callable(read))
+        if read is None or not self._seams.live(USER_SETTINGS):
+            return None
+        try:
+            values = read(request)
+        except web.HTTPException:
+            return None  # a user ComfyUI does not know
+        return values.get(name) if isinstance(values, dict) else None
 
     def on_prompt(self, handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
         """Let `handler` see and return every prompt's body before it is validated."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -38,9 +38,9 @@ class HostProcess:
     def get(self, path: str) -> Answer:
         return self._ask(Request(self.url + path))
 
-    def post(self, path: str, body: Any = None) -> Answer:
+    def post(self, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
         data = json.dumps({} if body is None else body).encode()
-        return self._ask(Request(self.url + path, data=data, headers={"Content-Type": "application/json"}))
+        return self._ask(Request(self.url + path, data=data, headers={"Content-Type": "application/json", **(headers or {})}))
 
     def _ask(self, request: Request) -> Answer:
         try:

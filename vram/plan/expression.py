@@ -14,6 +14,9 @@ MAX_LENGTH: Final = 500
 MAX_EXPONENT: Final = 4000
 """As ComfyUI's own node caps it (comfy_extras/nodes_math.py)."""
 
+MAX_SHIFT: Final = 1000
+"""What is shifted further has no finite value as a float anyway."""
+
 _BINARY: Final[dict[type[ast.operator], Callable[[Number, Number], Number]]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -21,11 +24,17 @@ _BINARY: Final[dict[type[ast.operator], Callable[[Number, Number], Number]]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+    ast.LShift: lambda number, bits: _shift(number, bits),
+    ast.RShift: operator.rshift,
 }
-_UNARY: Final[dict[type[ast.unaryop], Callable[[Number], Number]]] = {
+_UNARY: Final[dict[type[ast.unaryop], Callable[[Any], Any]]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
     ast.Not: operator.not_,
+    ast.Invert: operator.invert,
 }
 _COMPARE: Final[dict[type[ast.cmpop], Callable[[Number, Number], bool]]] = {
     ast.Lt: operator.lt,
@@ -90,8 +99,17 @@ def _value(node: ast.expr, names: Mapping[str, Number]) -> Number:
             return _BINARY[type(op)](_value(left, names), _value(right, names))
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
             return _UNARY[type(op)](_value(operand, names))
-        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
-            return _COMPARE[type(op)](_value(left, names), _value(right, names))
+        case ast.Compare(left=left, ops=ops, comparators=rights) if all(type(op) in _COMPARE for op in ops):
+            values = [_value(left, names), *(_value(right, names) for right in rights)]
+            return all(_COMPARE[type(op)](a, b) for op, a, b in zip(ops, values, values[1:], strict=False))
+        case ast.BoolOp(op=op, values=parts):
+            ends_it = isinstance(op, ast.Or)
+            value: Number = not ends_it
+            for part in parts:
+                value = _value(part, names)
+                if bool(value) == ends_it:
+                    break
+            return value
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return _value(body, names) if _value(test, names) else _value(orelse, names)
         case ast.Call(func=ast.Name(id="pow"), args=[base, exponent], keywords=[]):
@@ -99,6 +117,12 @@ def _value(node: ast.expr, names: Mapping[str, Number]) -> Number:
         case ast.Call(func=ast.Name(id=function), args=arguments, keywords=[]) if function in _FUNCTIONS:
             return _FUNCTIONS[function](*(_value(argument, names) for argument in arguments))
     raise ExpressionError(f"{ast.unparse(node)!r} is no arithmetic")
+
+
+def _shift(number: Number, bits: Number) -> Number:
+    if not isinstance(number, int) or not isinstance(bits, int) or bits > MAX_SHIFT:
+        raise ExpressionError(f"{number} << {bits} is not evaluated")
+    return number << bits
 
 
 def _power(base: Number, exponent: Number) -> Number:

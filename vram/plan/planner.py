@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
-from ..estimate import wan
+from ..estimate.estimate import Estimate
+from ..estimate.overheads import reserved
+from ..estimate.sampling import batches_cond_and_uncond
 from ..units import say_gib
-from .residency import Need, Replay, match_held
+from .needs import PhaseNeed, backend_of, family_of, need_of, runs_uncond
+from .placing import Key
+from .ram import RamModel, RamPhase, RamPlan, SystemMemory, frame_bytes, latent_bytes, plan_ram
+from .residency import Need, Replay, Residency, Weights, match_held
 from .sources import MODEL_TYPES
-from .types import Card, Chain, Estimate, HeldModel, HostRules, ModelRef, Phase, PhasePlan, Plan, Verdict
+from .types import Card, Chain, HeldModel, HostRules, ModelRef, Phase, PhasePlan, Plan, Tile, Verdict
 
-BATCHING_FACTOR: Final = 1.5
-"""cond and uncond run as one batch when 1.5 times its memory is free (ComfyUI comfy/samplers.py)."""
-
-FORMULAS: Final = "activations are ComfyUI's own estimates: what it makes room for, up to 2.25 times what tensors really use"
+TIGHT: Final = "the margin is thin: by its upper bound this does not fit"
 
 
-def make_plan(chain: Chain, card: Card | None, rules: HostRules, held: Iterable[HeldModel] = ()) -> Plan:
-    """Replay `chain` on `card`. Deterministic: equal arguments give an equal Plan. A None card gives `unknown`."""
+def make_plan(
+    chain: Chain,
+    card: Card | None,
+    rules: HostRules,
+    held: Iterable[HeldModel] = (),
+    memory: SystemMemory | None = None,
+    pinned: Collection[Key] = (),
+) -> Plan:
+    """Replay `chain` on `card`. Deterministic: equal arguments give an equal Plan. A None card gives `unknown`.
+
+    `memory` is the system's; None leaves it out of the plan. `pinned` are models that a policy keeps on the card.
+    """
     if card is None:
         none = Card("no accelerator", 0, 0)
         message = "No accelerator was found, so there is no card to fit on: the graph runs in system memory."
         return Plan(_plan_id(chain, none), "unknown", message, none, (), chain.models, None, chain.assumptions)
+    rules = replace(rules, card_total=card.total)
     held = tuple(held)
-    loaded = {key: model.bytes_on_card for key, model in match_held(chain.models, held).items()}
-    replay = Replay(card, rules, held, chain.models)
-    phases = tuple(_plan_phase(phase, replay, rules) for phase in chain.phases)
+    matched = match_held(chain.models, held)
+    loaded = {key: model.bytes_on_card for key, model in matched.items()}
+    replay = Replay(card, rules, held, chain.models, pinned)
+    needs = tuple(need_of(phase, rules) for phase in chain.phases)
+    planned: list[PhasePlan] = []
+    states: list[Mapping[Key, int]] = []
+    for phase, need in zip(chain.phases, needs, strict=True):
+        found, residency = _plan_phase(phase, need, replay, rules)
+        planned.append(found)
+        states.append(dict(residency.after))
+    phases = tuple(planned)
     peak_phase = max(
-        (index for index, planned in enumerate(phases) if planned.activation is not None),
+        (index for index, found in enumerate(phases) if found.activation is not None),
         key=lambda index: (phases[index].short, _pressing(phases[index])),
         default=None,
     )
     reasons = chain.unknown or _unsized(phases)
     verdict = _verdict(phases, reasons)
-    notes = [*chain.assumptions]
-    if phases:
-        notes.append(FORMULAS)
-    if any(planned.phase.kind == "vae_decode" and planned.short for planned in phases):
-        notes.append("when a VAE decode runs out of memory ComfyUI tries again in tiles, which may still succeed")
     return Plan(
         plan_id=_plan_id(chain, card),
         verdict=verdict,
@@ -49,33 +65,38 @@ def make_plan(chain: Chain, card: Card | None, rules: HostRules, held: Iterable[
         phases=phases,
         models=chain.models,
         peak_phase=peak_phase,
-        assumptions=tuple(notes),
-        new_bytes=max((_phase_bytes(phase, rules, loaded) for phase in chain.phases), default=0),
+        assumptions=_assumptions(chain, phases),
+        new_bytes=max((_new_bytes(phase, need, loaded) for phase, need in zip(chain.phases, needs, strict=True)), default=0),
+        ram=None if memory is None else _ram(chain, phases, states, loaded, memory, rules),
     )
 
 
 def chain_bytes(chain: Chain, rules: HostRules) -> int:
     """What the largest phase takes with all its weights in place: phases follow one another, so they do not add up."""
-    return max((_phase_bytes(phase, rules, {}) for phase in chain.phases), default=0)
+    return max((_new_bytes(phase, need_of(phase, rules), {}) for phase in chain.phases), default=0)
 
 
-def chain_overhead(chain: Chain) -> int:
-    """What its largest video keeps beside weights and the activations of a forward: the latents of a sampling step."""
-    return max(
-        (
-            wan.video_runtime_overhead(width=phase.width, height=phase.height, frames=phase.frames).total
-            for phase in chain.phases
-            if phase.kind == "sample" and phase.width and phase.height and phase.frames
-        ),
-        default=0,
-    )
-
-
-def _phase_bytes(phase: Phase, rules: HostRules, loaded: Mapping[tuple[str, str, str], int]) -> int:
+def _new_bytes(phase: Phase, need: PhaseNeed, loaded: Mapping[Key, int]) -> int:
     """Bytes of a phase that are not on the card yet: weights less what is `loaded` of them (by key), and activations."""
     weights = sum(max(0, (model.resident_bytes or 0) - loaded.get(model.key, 0)) for model in phase.models if model.on_card)
-    estimate = activation(phase, rules)
-    return weights + (estimate.expected if estimate else 0)
+    return weights + (need.required.expected if need.required else 0)
+
+
+def _assumptions(chain: Chain, phases: tuple[PhasePlan, ...]) -> tuple[str, ...]:
+    said = [*chain.assumptions]
+    for planned in phases:
+        said += planned.activation.assumptions if planned.activation else ()
+        if planned.phase.own_placement:
+            said.append(f"{planned.phase.title} runs WanVideoWrapper's own code: its weights are placed by its own settings")
+    for planned in phases:
+        if planned.tiled is not None:
+            said.append(
+                f"{planned.phase.title} does not fit whole: ComfyUI runs out of memory and tries again in tiles of "
+                f"{planned.tiled.size} px, which may leave faint seams"
+            )
+    if any(not planned.short and planned.activation and planned.activation.upper > planned.available for planned in phases):
+        said.append(TIGHT)
+    return tuple(dict.fromkeys(said))
 
 
 def _unsized(phases: tuple[PhasePlan, ...]) -> tuple[str, ...]:
@@ -91,82 +112,176 @@ def _unsized(phases: tuple[PhasePlan, ...]) -> tuple[str, ...]:
     return (f"what {names[0]}{rest} need{'' if rest else 's'} is not known before the graph runs",)
 
 
-def _plan_phase(phase: Phase, replay: Replay, rules: HostRules) -> PhasePlan:
-    single = activation(phase, rules, forwards=1)
-    double = activation(phase, rules, forwards=2)
+def _plan_phase(phase: Phase, need: PhaseNeed, replay: Replay, rules: HostRules) -> tuple[PhasePlan, Residency]:
+    if phase.own_placement:
+        return _place_itself(phase, need, replay, rules)
     residency = replay.phase(
-        Need(phase.models, minimum=single.expected if single else 0, wanted=double.expected if double else 0)
+        Need(
+            models=phase.models,
+            minimum=need.host,
+            wanted=need.host_batched,
+            weights={model.key: _weights(model) for model in phase.models},
+            lower=need.required.lower if need.required else None,
+            upper=need.required.upper if need.required else None,
+        )
     )
     # ComfyUI batches cond and uncond only if that fits beside the weights it has just placed
-    batched = phase.kind == "sample" and _negative(phase) and double and double.expected * BATCHING_FACTOR < residency.free
-    taken = double if batched else single
-    forwards = 2 if phase.kind == "sample" and _negative(phase) and not batched else 1
+    uncond = runs_uncond(phase)
+    batched = uncond and batches_cond_and_uncond(need.host_batched, residency.free)
+    activation = need.batched if batched else need.required
+    if activation is not None and residency.offloaded:
+        placed = dict(residency.after)
+        on_their_way = sum(_on_its_way(model, placed.get(model.key, 0), rules.offload_streams) for model in phase.models)
+        activation = activation.plus(on_their_way, "weights on their way to the card")
+    if activation is not None:
+        activation = _with_unpacking(activation, phase)
+    # legacy weights stay where they were placed: what they leave free is all there is; elastic ones give way
+    available = residency.available if rules.patchers == "dynamic" else min(residency.available, residency.free)
+    tiled = None
+    if activation is not None and need.fallback is not None and activation.expected > available:
+        # out of memory in a whole encode or decode makes ComfyUI try again in tiles
+        tiled, activation = need.fallback_tile, need.fallback
+    forwards = 2 if uncond and not batched else 1
+    streamed = residency.offloaded * forwards
+    found = _phase_plan(phase, activation, residency, residency.resident, streamed, available, rules, batched, tiled)
+    return found, residency
+
+
+def _place_itself(phase: Phase, need: PhaseNeed, replay: Replay, rules: HostRules) -> tuple[PhasePlan, Residency]:
+    """WanVideoWrapper sends all of ComfyUI's models away and keeps its own where its settings say."""
+    replay.empty()
+    residency = replay.phase(Need((), minimum=0, wanted=0))
+    resident = sum(_kept_by_itself(model, phase.blocks_to_swap or 0) for model in phase.models if model.on_card)
+    weights = sum(model.resident_bytes or 0 for model in phase.models if model.on_card)
+    available = max(0, residency.available - resident)
+    forwards = 2 if runs_uncond(phase) else 1
+    swapped = max(0, weights - resident) * forwards
+    return _phase_plan(phase, need.required, residency, resident, swapped, available, rules, False, None), residency
+
+
+def _kept_by_itself(model: ModelRef, blocks_to_swap: int) -> int:
+    """Bytes that stay on the card with so many blocks swapped; the one that is computed with is there as well."""
+    size, layers = model.resident_bytes or 0, model.arch.layers or 0
+    if model.role != "generator" or not layers:
+        return size
+    swapped = min(blocks_to_swap, layers)
+    return size - size * max(0, swapped - 1) // layers
+
+
+def _on_its_way(model: ModelRef, placed: int, streams: int) -> int:
+    """Bytes of the layer that is computed with and of those fetched ahead, of what is not on the card. What ComfyUI itself
+    counts for them (Residency.buffer) has a cast copy of each in it, which the forward's own form knows better."""
+    left = list(model.modules)
+    for index, module in enumerate(model.modules):
+        if module.bytes > placed:
+            left = left[index : index + 1 + streams]
+            return sum(other.bytes for other in left)
+        placed -= module.bytes
+    return 0
+
+
+def _weights(model: ModelRef) -> Weights:
+    # ComfyUI-GGUF brings a patcher of its own, which is never elastic
+    return Weights(model.modules, model.patches, False if model.path.lower().endswith(".gguf") else None)
+
+
+def _with_unpacking(activation: Estimate, phase: Phase) -> Estimate:
+    """What layers are unpacked into while they run, where the forward's own form does not count it (GGUF, foreign formats)."""
+    for model in phase.models:
+        if model.footprint is not None and model.on_card and model.footprint.cast == "dequantise":
+            for term in model.footprint.transients:
+                activation = activation.plus(term.bytes, term.name)
+    return activation
+
+
+def _phase_plan(
+    phase: Phase,
+    activation: Estimate | None,
+    residency: Residency,
+    resident: int,
+    streamed: int,
+    available: int,
+    rules: HostRules,
+    batched: bool,
+    tiled: Tile | None,
+) -> PhasePlan:
+    held = resident + residency.others
+    peak = activation.plus(held, "weights") if activation else None
+    shown = _reserved(activation, phase, rules)
     return PhasePlan(
         phase=phase,
-        resident=residency.resident,
-        streamed=residency.offloaded * forwards,
+        resident=resident,
+        streamed=streamed,
         leaving=residency.leaving,
-        activation=taken,
-        available=residency.available,
-        peak=taken.plus(residency.resident + residency.others) if taken else None,
+        activation=activation,
+        available=available,
+        peak=peak,
+        peak_reserved=shown.plus(held, "weights") if shown else None,
+        others=residency.others,
+        batched=batched,
+        tiled=tiled,
     )
 
 
-def _negative(phase: Phase) -> bool:
-    return phase.cfg is None or not math.isclose(phase.cfg, 1.0)
-
-
-def activation(phase: Phase, rules: HostRules, forwards: int = 1) -> Estimate | None:
-    """Bytes a phase needs beside its weights, for one forward or for cond and uncond together; None if unknown."""
-    if phase.kind != "other" and phase.models and not any(model.on_card for model in phase.models):
-        return Estimate(0, 0, 0)
-    match phase.kind:
-        case "text_encode":
-            return Estimate(wan.TEXT_ENCODER_ACTIVATION, wan.TEXT_ENCODER_ACTIVATION, wan.TEXT_ENCODER_ACTIVATION_LONG)
-        case "clip_vision":
-            return Estimate(wan.CLIP_VISION_ACTIVATION, wan.CLIP_VISION_ACTIVATION, 2 * wan.CLIP_VISION_ACTIVATION)
-        case "other":
-            return None
-    if phase.width is None or phase.height is None or phase.frames is None or not phase.models:
+def _reserved(activation: Estimate | None, phase: Phase, rules: HostRules) -> Estimate | None:
+    """What the allocator will have taken for it; None where that was not simulated."""
+    family = family_of(phase)
+    if activation is None or family is None:
         return None
-    stride = _stride(phase.models)
-    if phase.kind == "sample":
-        # of several generators at one sampler the widest decides
-        factors = [model.usage_factor for model in phase.models if model.usage_factor is not None]
-        if not factors:
-            return None
-        expected = wan.dit_memory_required(
-            batch=forwards * (phase.batch or 1),
-            frames=phase.frames,
-            height=phase.height,
-            width=phase.width,
-            stride=stride,
-            usage_factor=max(factors),
-            element_bytes=rules.compute_bytes,
-            flash=rules.flash_attention,
-        )
-        return _bounded(expected, wan.DIT_OVERSTATEMENT, wan.DIT_UNDERSTATEMENT)
-    size = wan.vae_decode_required if phase.kind == "vae_decode" else wan.vae_encode_required
-    expected = size(
-        frames=phase.frames,
-        height=phase.height,
-        width=phase.width,
-        stride=stride,
-        element_bytes=rules.vae_compute_bytes,
-    )
-    return _bounded(expected, wan.VAE_OVERSTATEMENT, wan.VAE_UNDERSTATEMENT)
-
-
-def _bounded(expected: int, over: float, under: float) -> Estimate:
-    return Estimate(expected, round(expected / over), round(expected * under))
-
-
-def _stride(models: tuple[ModelRef, ...]) -> int:
-    return next((model.spatial_stride for model in models if model.spatial_stride), 8)
+    found = reserved(activation, family, backend_of(phase, rules), one_frame=phase.frames == 1)
+    # a monitor shows no more than there is: the allocator gives back what it caches before it fails
+    return None if found is None else replace(found, purpose="observed")
 
 
 def _pressing(planned: PhasePlan) -> int:
     return planned.activation.expected + planned.resident if planned.activation else 0
+
+
+def _ram(
+    chain: Chain,
+    phases: tuple[PhasePlan, ...],
+    states: list[Mapping[Key, int]],
+    loaded: Mapping[Key, int],
+    memory: SystemMemory,
+    rules: HostRules,
+) -> RamPlan:
+    """System memory through the run: models off the card, what was decoded, latents."""
+    loras: dict[Key, int] = {}
+    for planned in phases:
+        for model in planned.phase.models:
+            loras[model.key] = sum(lora.file_bytes or 0 for lora in planned.phase.loras)
+    models = [
+        RamModel(
+            key=model.key,
+            name=model.file,
+            bytes=model.resident_bytes,
+            file_bytes=model.file_bytes or 0,
+            elastic=rules.patchers == "dynamic" and not model.path.lower().endswith(".gguf"),
+            patched=(model.resident_bytes or 0) if loras.get(model.key) else 0,
+            lora_bytes=loras.get(model.key, 0),
+            present=model.resident_bytes or 0 if model.key in loaded else 0,
+        )
+        for model in chain.models
+        if model.role != "lora"
+    ]
+    made = 0
+    steps: list[RamPhase] = []
+    for planned, state in zip(phases, states, strict=True):
+        phase = planned.phase
+        size = (phase.width, phase.height, phase.frames)
+        pictures = latents = 0
+        if None not in size and phase.kind in ("vae_encode", "vae_decode", "sample"):
+            width, height, frames = (side or 0 for side in size)
+            if phase.kind == "sample":
+                latents = latent_bytes(16, (frames - 1) // 4 + 1, height // 8, width // 8, phase.batch or 1)
+            else:
+                pictures = frame_bytes(width, height, frames, phase.batch or 1)
+        decoding = pictures if phase.kind == "vae_decode" else 0
+        used = frozenset(model.key for model in phase.models)
+        encoding = pictures if phase.kind == "vae_encode" else 0
+        steps.append(RamPhase(phase.title, state, used, made + encoding, decoding, latents))
+        made += decoding
+    return plan_ram(models, steps, memory, loaded)
 
 
 def _verdict(phases: tuple[PhasePlan, ...], reasons: tuple[str, ...]) -> Verdict:
@@ -174,7 +289,8 @@ def _verdict(phases: tuple[PhasePlan, ...], reasons: tuple[str, ...]) -> Verdict
         return "does_not_fit"
     if reasons or not phases:
         return "unknown"
-    return "fits_with_offload" if any(planned.streamed or planned.leaving for planned in phases) else "fits"
+    eased = any(planned.streamed or planned.leaving or planned.tiled for planned in phases)
+    return "fits_with_offload" if eased else "fits"
 
 
 def _message(
@@ -182,14 +298,7 @@ def _message(
 ) -> str:
     match verdict:
         case "does_not_fit" if peak_phase is not None:
-            worst = phases[peak_phase]
-            needed = worst.activation.expected if worst.activation else 0
-            after = " after the sampling is done" if worst.phase.kind == "vae_decode" else ""
-            return (
-                f"{worst.phase.title} (node {worst.phase.node_id}) needs about {say_gib(needed)}{_at(worst.phase)} beside "
-                f"its weights; {say_gib(worst.available)} of this card's {say_gib(card.total)} can be free then. "
-                f"Short by {say_gib(worst.short)}{after}."
-            )
+            return say_shortage(phases[peak_phase], card)
         case "fits_with_offload":
             return _offload_message(phases)
         case "fits" if peak_phase is not None:
@@ -199,6 +308,17 @@ def _message(
         known = ", ".join(MODEL_TYPES)
         return f"No model of a type this check knows ({known}) reaches a node of this graph, so it can't be checked."
     return "Can't tell whether this fits: " + "; ".join(reasons) + "."
+
+
+def say_shortage(planned: PhasePlan, card: Card) -> str:
+    """What a phase that does not fit needs, what it can have, and what is missing."""
+    needed = planned.activation.expected if planned.activation else 0
+    after = " after the sampling is done" if planned.phase.kind == "vae_decode" else ""
+    return (
+        f"{planned.phase.title} (node {planned.phase.node_id}) needs about {say_gib(needed)}{_at(planned.phase)} beside "
+        f"its weights; {say_gib(planned.available)} of this card's {say_gib(card.total)} can be free then. "
+        f"Short by {say_gib(planned.short)}{after}."
+    )
 
 
 def _offload_message(phases: tuple[PhasePlan, ...]) -> str:
@@ -211,6 +331,8 @@ def _offload_message(phases: tuple[PhasePlan, ...]) -> str:
                 f"{planned.phase.title} keeps {say_gib(planned.resident)} of {say_gib(weights)} on the card and streams "
                 f"{say_gib(planned.streamed)}{per}"
             )
+        if planned.tiled is not None:
+            parts.append(f"{planned.phase.title} does not fit whole and is done in tiles of {planned.tiled.size} px")
     if not parts:
         leaving = list(dict.fromkeys(name for planned in phases for name in planned.leaving))
         verb = "leaves" if len(leaving) == 1 else "leave"
@@ -219,6 +341,8 @@ def _offload_message(phases: tuple[PhasePlan, ...]) -> str:
 
 
 def _at(phase: Phase) -> str:
+    if phase.width is None or phase.height is None:
+        return ""
     frames = f", {phase.frames} frames" if phase.frames and phase.frames > 1 else ""
     return f" at {phase.width}×{phase.height}{frames}"
 

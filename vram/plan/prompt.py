@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from .expression import ExpressionError, evaluate
-from .types import NodeSpec, NodeVocabulary
+from .sizes import AtMost, Dim, Size
+from .types import Media, NodeSpec, NodeVocabulary, no_media
 
 SCALARS: Final = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"})
 
@@ -53,6 +54,10 @@ EXPRESSIONS: Final[Mapping[str, tuple[str, str]]] = {"ComfyMathExpression": ("ex
 """Node class -> its expression input and what the names of its operands begin with."""
 
 
+Measures = Mapping[tuple[str, int], "Callable[[Graph, str], Dim]"]
+"""Integer outputs (class, slot) that say the size of a picture or a latent, and how to tell it before they run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """Nodes by id, with the vocabulary that types them. Build with `parse_prompt`."""
@@ -60,8 +65,14 @@ class Graph:
     nodes: Mapping[str, Mapping[str, Any]]
     vocabulary: NodeVocabulary
     targets: tuple[str, ...]
+    measures: Measures = field(default_factory=dict, compare=False)
+    media: Media = field(default=no_media, compare=False)
     assumed: dict[str, None] = field(default_factory=dict, compare=False)
     """What was assumed to find a value, in sentences."""
+    sizes: dict[Link, Size] = field(default_factory=dict, compare=False)
+    """Sizes of pictures and latents found so far."""
+    _signatures: dict[str, int] = field(default_factory=dict, compare=False)
+    _numbers: dict[object, int] = field(default_factory=dict, compare=False)
     _values: dict[Link, object] = field(default_factory=dict, compare=False)
     _types: dict[Link, str] = field(default_factory=dict, compare=False)
 
@@ -151,6 +162,9 @@ class Graph:
             return self._input_value(node_id, branch, hops) if isinstance(branch, str) else branch
         if class_type in EXPRESSIONS:
             return self._expression_value(node_id, link.slot, hops)
+        if (measure := self.measures.get((class_type, link.slot))) is not None:
+            measured = measure(self, node_id)
+            return Unknown(f"the size that {self.title(node_id)} tells depends on its input") if measured is None else measured
         if (passed := self._passed_on(node_id, link.slot)) is not None:
             return self._input_value(node_id, passed, hops)
         return Unknown(f"{self.title(node_id)} is only known when it has run")
@@ -176,11 +190,14 @@ class Graph:
     def _expression_value(self, node_id: str, slot: int, hops: int) -> object:
         expression_input, prefix = EXPRESSIONS[self.class_of(node_id)]
         names: dict[str, int | float] = {}
+        note = ""
         for name in self.inputs(node_id):
             if name.startswith(prefix):
                 operand = self._input_value(node_id, name, hops)
                 if isinstance(operand, Unknown):
                     return operand
+                if isinstance(operand, AtMost):
+                    operand, note = operand.value, operand.note
                 if isinstance(operand, (int, float)):
                     names[name.removeprefix(prefix)] = operand
         expression = self._input_value(node_id, expression_input, hops)
@@ -192,7 +209,10 @@ class Graph:
             return Unknown(f"{self.title(node_id)}: {error}")
         spec = self.spec(node_id)
         kind = spec.outputs[slot] if spec and slot < len(spec.outputs) else "FLOAT"
-        return {"INT": int, "BOOLEAN": bool}.get(kind, float)(result)
+        if not note:
+            return {"INT": int, "BOOLEAN": bool}.get(kind, float)(result)
+        # what follows from a bound is a number to plan with, but no ground to choose a branch on
+        return Unknown(note) if kind == "BOOLEAN" else AtMost(int(result), note)
 
     def taken_branch(self, node_id: str, hops: int = 0) -> str | Unknown:
         """The input that a switch passes on, or why that is not known."""
@@ -200,6 +220,8 @@ class Graph:
         condition = self.value(node_id, switch.condition, hops)
         if isinstance(condition, Unknown):
             return condition
+        if isinstance(condition, AtMost):
+            return Unknown(condition.note)
         taken = switch.when_true if condition else switch.when_false
         other = switch.when_false if condition else switch.when_true
         return taken if taken in self.inputs(node_id) else other
@@ -212,6 +234,35 @@ class Graph:
         if isinstance(taken, Unknown):
             return None
         return switch.when_false if taken == switch.when_true else switch.when_true
+
+    def signature(self, node_id: str) -> int:
+        """Equal for nodes of equal class, inputs and ancestors: ComfyUI's cache takes them for one (comfy_execution/caching.py,
+        CacheKeySetInputSignature). Without recursion: a chain of a thousand nodes is no reason to fail."""
+        signatures, numbers = self._signatures, self._numbers
+        stack = [node_id]
+        while stack:
+            here = stack[-1]
+            if here in signatures:
+                stack.pop()
+                continue
+            inputs = self.inputs(here)
+            sources = {name: link for name, value in inputs.items() if (link := as_link(value)) is not None}
+            waiting = [
+                link.node_id for link in sources.values() if link.node_id in self.nodes and link.node_id not in signatures
+            ]
+            if waiting and len(stack) <= len(self.nodes):
+                stack += waiting
+                continue
+            parts = [
+                (name, signatures.get(link.node_id, link.node_id), link.slot)
+                if (link := sources.get(name))
+                else (name, repr(value))
+                for name, value in sorted(inputs.items())
+            ]
+            key = (self.class_of(here) or here, tuple(parts))
+            signatures[here] = numbers.setdefault(key, len(numbers))
+            stack.pop()
+        return signatures[node_id]
 
     def run_order(self) -> tuple[str, ...]:
         """Ids of the nodes that would run, inputs before the nodes they feed. Raises PromptError for a loop."""
@@ -240,10 +291,17 @@ class Graph:
         return tuple(order)
 
 
-def parse_prompt(prompt: object, vocabulary: NodeVocabulary, targets: Iterable[str] | None = None) -> Graph:
+def parse_prompt(
+    prompt: object,
+    vocabulary: NodeVocabulary,
+    targets: Iterable[str] | None = None,
+    measures: Measures | None = None,
+    media: Media = no_media,
+) -> Graph:
     """Check that `prompt` is an API-format prompt and find what would be run.
 
-    `targets` limits it to these output nodes, as ComfyUI's partial_execution_targets does.
+    `targets` limits it to these output nodes, as ComfyUI's partial_execution_targets does. `measures` tells the sizes that
+    nodes put out as numbers, `media` those of input files.
     Raises PromptError when it is no prompt; anything wrong inside a node is left for the planner to say.
     """
     if not isinstance(prompt, dict) or not prompt:
@@ -265,7 +323,7 @@ def parse_prompt(prompt: object, vocabulary: NodeVocabulary, targets: Iterable[s
         and spec.is_output
         and (wanted is None or node_id in wanted)
     )
-    return Graph(nodes=prompt, vocabulary=vocabulary, targets=outputs)
+    return Graph(nodes=prompt, vocabulary=vocabulary, targets=outputs, measures=measures or {}, media=media)
 
 
 def class_types(prompt: object) -> frozenset[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from ..estimate import footprint
+from ..estimate.architecture import identify
 from ..estimate.checkpoint import Checkpoint
-from ..estimate.wan import UNKNOWN, Architecture, identify
+from ..estimate.footprint import LoadRules
 from .prompt import SWITCHES, Graph, Link, Unknown, is_wildcard
+from .sizing import Load, Sizing, load_rules
 from .types import Card, HostRules, Library, MissingFileError, ModelRef, ModelRole
 
 MODEL_TYPES: Final[Mapping[str, tuple[ModelRole, str]]] = {
@@ -22,8 +23,15 @@ MODEL_TYPES: Final[Mapping[str, tuple[ModelRole, str]]] = {
     "MODEL_PATCH": ("other", "model_patches"),
     "CONTROL_NET": ("other", "controlnet"),
     "UPSCALE_MODEL": ("other", "upscale_models"),
+    "WANVIDEOMODEL": ("generator", "diffusion_models"),
+    "WANTEXTENCODER": ("text_encoder", "text_encoders"),
+    "WANVAE": ("vae", "vae"),
 }
-"""Link types that carry a model: its role, and the model folder a loader of it reads."""
+"""Link types that carry a model: its role, and the model folder a loader of it reads. The last three are WanVideoWrapper's
+(github.com/kijai/ComfyUI-WanVideoWrapper, nodes.py and nodes_model_loading.py)."""
+
+OWN_PLACEMENT: Final = frozenset({"WANVIDEOMODEL", "WANTEXTENCODER", "WANVAE"})
+"""Models of packs that place them by themselves: ComfyUI neither evicts them nor streams their weights."""
 
 CARRIERS: Final = {"GUIDER": "MODEL"}
 """Link types that carry a model inside something else."""
@@ -38,6 +46,9 @@ PART_PREFIXES: Final[Mapping[ModelRole, tuple[str, ...]]] = {
 }
 """What a whole checkpoint's keys begin with, by part (ComfyUI comfy/supported_models_base.py and supported_models.py)."""
 
+TEXT_ENCODER_KEYS: Final = ("lora_te", "text_encoder", "te_", "clip_", "text_model", "transformer.text_model")
+"""What a LoRA's keys for a text encoder begin with (ComfyUI comfy/lora.py, model_lora_keys_clip)."""
+
 LOAD_OPTIONS: Final = ("weight_dtype", "device", "type")
 """Inputs that make two loads of one file two models."""
 
@@ -47,6 +58,8 @@ class Sources(NamedTuple):
 
     models: tuple[ModelRef, ...]
     loras: tuple[ModelRef, ...]
+    through: tuple[str, ...] = ()
+    """Nodes the model passes on its way from the loader, nearest to the loader first."""
 
 
 @dataclass(slots=True)
@@ -57,10 +70,17 @@ class SourceFinder:
     library: Library
     rules: HostRules
     card: Card
+    sizing: Sizing
     assumptions: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     _found: dict[Link, Sources] = field(default_factory=dict)
     _refs: dict[tuple[object, ...], ModelRef] = field(default_factory=dict)
+
+    _load_rules: LoadRules = field(init=False)
+    _loads: dict[tuple[str, str, str], tuple[Checkpoint, Load]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._load_rules = load_rules(self.rules, self.card)
 
     @property
     def models(self) -> tuple[ModelRef, ...]:
@@ -113,7 +133,11 @@ class SourceFinder:
             else:
                 found = Sources(self._load(here, kind), ())
             break
-        result = Sources((*found.models, *patches), tuple(dict.fromkeys((*found.loras, *reversed(loras)))))
+        result = Sources(
+            (*found.models, *patches),
+            tuple(dict.fromkeys((*found.loras, *reversed(loras)))),
+            tuple(dict.fromkeys((*found.through, *(step.node_id for step in reversed(path))))),
+        )
         self._found[link] = result
         return result
 
@@ -145,11 +169,21 @@ class SourceFinder:
             if not name.startswith("lora_name") and name != "lora":
                 continue
             file = self.graph.value(node_id, name)
-            strength = self.graph.value(node_id, "strength_model")
+            strength = self.graph.value(node_id, "strength_clip" if kind == "CLIP" else "strength_model")
             if not isinstance(file, str) or file == "None" or strength == 0:
                 continue
-            found.append(self._ref(node_id, "lora", "loras", file, self._size_lora))
+            if kind == "CLIP" and not self._patches_text_encoder(file):
+                continue
+            found.append(self._ref(node_id, "lora", "loras", file))
         return found
+
+    def _patches_text_encoder(self, file: str) -> bool:
+        """Most LoRAs of video models go through a text encoder without a key for it; one that can't be read may have some."""
+        try:
+            keys = self.library("loras", file).tensors
+        except MissingFileError:
+            return True
+        return any(key.startswith(TEXT_ENCODER_KEYS) for key in keys)
 
     def _load(self, link: Link, kind: str) -> tuple[ModelRef, ...]:
         """The files that the loader at `link` reads: every text value that names a file of the folder its type needs."""
@@ -165,11 +199,7 @@ class SourceFinder:
             if isinstance(value := self.graph.value(node_id, name), str) and value
         ]
         for where in (folder, WHOLE_CHECKPOINTS):
-            refs = tuple(
-                self._ref(node_id, role, where, value, self._sizer(role, node_id))
-                for _, value in named
-                if self._has(where, value)
-            )
+            refs = tuple(self._ref(node_id, role, where, value) for _, value in named if self._has(where, value))
             if refs:
                 return refs
         for name, value in named:
@@ -189,14 +219,7 @@ class SourceFinder:
             return False
         return True
 
-    def _ref(
-        self,
-        node_id: str,
-        role: ModelRole,
-        folder: str,
-        file: str,
-        size: Callable[[Checkpoint, Architecture], tuple[int, bool]],
-    ) -> ModelRef:
+    def _ref(self, node_id: str, role: ModelRole, folder: str, file: str) -> ModelRef:
         values = (self.graph.value(node_id, name) for name in LOAD_OPTIONS)
         options = " ".join("" if isinstance(value, Unknown) else repr(value) for value in values).strip()
         key = (role, folder, file, options)
@@ -208,52 +231,60 @@ class SourceFinder:
             self._say(self.assumptions, f"{self.graph.title(node_id)}: {error}; it is not counted")
             ref = ModelRef(node_id, role, file, "", None, None, "unknown")
         else:
-            part = _part(checkpoint, role) if folder == WHOLE_CHECKPOINTS else checkpoint
-            architecture = identify(part)
-            if architecture is UNKNOWN or (role == "generator" and architecture.kind != "dit"):
-                what = f"the {role.replace('_', ' ')} in {file}" if part is not checkpoint else file
-                self._say(self.assumptions, f"{what} is no WAN model we know; its weights are counted by their dtypes alone")
-            resident, on_card = size(part, architecture)
-            ref = ModelRef(
-                node_id=node_id,
-                role=role,
-                file=file,
-                path=checkpoint.path,
-                file_bytes=part.tensor_bytes,
-                resident_bytes=resident,
-                architecture=architecture.name,
-                dim=architecture.dim,
-                usage_factor=architecture.usage_factor,
-                spatial_stride=architecture.spatial_stride,
-                on_card=on_card,
-                options=options,
-            )
+            ref = self._sized(node_id, role, file, options, checkpoint, folder == WHOLE_CHECKPOINTS)
         self._refs[key] = ref
         return ref
 
-    def _sizer(self, role: ModelRole, node_id: str) -> Callable[[Checkpoint, Architecture], tuple[int, bool]]:
-        def size(checkpoint: Checkpoint, architecture: Architecture) -> tuple[int, bool]:
-            if role == "generator":
-                weight_dtype = self.graph.value(node_id, "weight_dtype")
-                return footprint.diffusion_model_bytes(
-                    checkpoint,
-                    weight_dtype=weight_dtype if isinstance(weight_dtype, str) else "default",
-                    compute_bytes=self.rules.compute_bytes,
-                    fp8_compute=self.rules.fp8_compute,
-                    card_total=self.card.total,
-                    minimum_inference=self.rules.minimum_inference_bytes,
-                ), True
-            if role == "text_encoder":
-                on_card = self.rules.text_encoder_on_card and self.graph.value(node_id, "device") != "cpu"
-                return footprint.text_encoder_bytes(checkpoint), on_card
-            return footprint.cast_bytes(checkpoint, compute_bytes=self.rules.vae_compute_bytes), True
+    def _sized(self, node_id: str, role: ModelRole, file: str, options: str, checkpoint: Checkpoint, whole: bool) -> ModelRef:
+        part = _part(checkpoint, role) if whole else checkpoint
+        if role == "lora":
+            # a LoRA is merged into the weights it patches and takes no room of its own on the card afterwards
+            architecture = identify(part)
+            return ModelRef(
+                node_id, role, file, part.path, part.tensor_bytes, 0, architecture.name, on_card=False, options=options
+            )
+        weight_dtype = self.graph.value(node_id, "weight_dtype")
+        load = Load(role, weight_dtype if isinstance(weight_dtype, str) else "default", False, self._load_rules)
+        sized = self.sizing.of(part, load)
+        self._loads[(checkpoint.path, role, options)] = (part, load)
+        architecture = sized.architecture
+        if architecture.kind == "unknown" or (role == "generator" and architecture.kind != "dit"):
+            what = f"the {role.replace('_', ' ')} in {file}" if part is not checkpoint else file
+            known = f"{architecture.name}, no WAN model" if architecture.name != "unknown" else "no WAN model we know"
+            self._say(self.assumptions, f"{what} is {known}; its weights are counted by their dtypes alone")
+        for note in (*part.notes, *sized.footprint.assumptions):
+            self._say(self.assumptions, f"{file}: {note}")
+        on_card = True
+        if role == "text_encoder":
+            on_card = self.rules.text_encoder_on_card and self.graph.value(node_id, "device") != "cpu"
+        return ModelRef(
+            node_id=node_id,
+            role=role,
+            file=file,
+            path=checkpoint.path,
+            file_bytes=part.tensor_bytes,
+            resident_bytes=sized.footprint.booked,
+            architecture=architecture.name,
+            dim=architecture.dim,
+            usage_factor=architecture.usage_factor,
+            spatial_stride=architecture.spatial_stride,
+            on_card=on_card,
+            options=options,
+            arch=architecture,
+            footprint=sized.footprint,
+            modules=sized.modules,
+            detected=sized.detected,
+        )
 
-        return size
-
-    @staticmethod
-    def _size_lora(checkpoint: Checkpoint, architecture: Architecture) -> tuple[int, bool]:
-        """A LoRA is merged into the weights it patches and takes no room of its own on the card afterwards."""
-        return 0, False
+    def patched(self, model: ModelRef, loras: Iterable[ModelRef]) -> ModelRef:
+        """`model` with LoRAs on it: what streams then carries them along."""
+        names = " ".join(f"{lora.node_id}:{lora.file}" for lora in loras)
+        known = self._loads.get(model.key)
+        if not names or known is None or model.role != "generator":
+            return model
+        part, load = known
+        sized = self.sizing.of(part, load._replace(patched=True))
+        return replace(model, patches=names, footprint=sized.footprint, modules=sized.modules)
 
     @staticmethod
     def _say(where: list[str], sentence: str) -> None:
@@ -264,7 +295,11 @@ class SourceFinder:
 def _merge(first: Sources | None, second: Sources) -> Sources:
     if first is None:
         return second
-    return Sources(tuple(dict.fromkeys((*first.models, *second.models))), tuple(dict.fromkeys((*first.loras, *second.loras))))
+    return Sources(
+        tuple(dict.fromkeys((*first.models, *second.models))),
+        tuple(dict.fromkeys((*first.loras, *second.loras))),
+        tuple(dict.fromkeys((*first.through, *second.through))),
+    )
 
 
 def _part(checkpoint: Checkpoint, role: ModelRole) -> Checkpoint:
@@ -279,4 +314,4 @@ def _part(checkpoint: Checkpoint, role: ModelRole) -> Checkpoint:
                 # text_encoders.umt5xxl.transformer.encoder...: the encoder's own name and wrapper come first
                 bare = re.sub(r"^[^.]+\.(?:transformer\.)?(?=encoder\.|shared\.|spiece_model)", "", bare)
             tensors[bare] = tensor._replace(name=bare)
-    return Checkpoint(checkpoint.path, checkpoint.file_bytes, tensors, checkpoint.metadata)
+    return replace(checkpoint, tensors=tensors)

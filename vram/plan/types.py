@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
 
+from ..estimate.architecture import UNKNOWN, Architecture
+from ..estimate.backend import Backend
 from ..estimate.checkpoint import Checkpoint
+from ..estimate.detection import HostDetection
+from ..estimate.estimate import Estimate
+from ..estimate.loading import Footprint
+from ..estimate.media import MediaSize
+from .modules import Module
+from .ram import RamPlan
 
-PhaseKind = Literal["text_encode", "clip_vision", "vae_encode", "sample", "vae_decode", "other"]
+PhaseKind = Literal["text_encode", "clip_vision", "vae_encode", "audio_encode", "sample", "vae_decode", "other"]
 ModelRole = Literal["generator", "text_encoder", "vae", "clip_vision", "lora", "other"]
 Verdict = Literal["fits", "fits_with_offload", "does_not_fit", "unknown"]
-
-
-class Estimate(NamedTuple):
-    """Bytes of peak allocated memory: the expected value between its bounds."""
-
-    expected: int
-    lower: int
-    upper: int
-
-    def plus(self, other: int) -> Estimate:
-        return Estimate(self.expected + other, self.lower + other, self.upper + other)
 
 
 class NodeSpec(NamedTuple):
@@ -38,6 +35,9 @@ class NodeSpec(NamedTuple):
 
 NodeVocabulary = Mapping[str, NodeSpec]
 """Node classes by name. A class that is not in it is unknown to the host."""
+
+
+UNKNOWN_BACKEND: Final = Backend()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,22 @@ class HostRules:
     compute_bytes: int = 2
     """Bytes of one element in the diffusion model's compute dtype: 2 on a GPU (fp16), 4 on the CPU."""
     vae_compute_bytes: int = 2
+    card_total: int = 0
+    """Bytes of the card, which sizes the tiles a VAE falls back to; 0: as small as they get."""
+    block_compute: bool = False
+    """The card multiplies nvfp4 and mxfp8 itself (compute capability 10.0 and newer)."""
+    backend: Backend = UNKNOWN_BACKEND
+    """The code that will run a forward, as far as its memory depends on it."""
+    offload_streams: int = 2
+    """Weights streamed ahead of use: 2 on NVIDIA and AMD, else 0 (ComfyUI model_management.NUM_STREAMS)."""
+    smart_memory: bool = True
+    """Leave other models on the card as far as there is room; False with --disable-smart-memory: they all leave wholly."""
+    keeps_load_order: bool = True
+    """Models loaded in one call come in the order they were asked for; ComfyUI 0.8 loads them in the order of a Python set."""
+    gpu_only: bool = False
+    """--gpu-only: no model has anywhere to go."""
+    free_from_list: bool = False
+    """Free memory is the total less what the list of loaded models says, as simulated cards count; real ones ask the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,8 @@ class HeldModel(NamedTuple):
     bytes_on_card: int
     elastic: bool = False
     """Its pages lie outside torch's allocator (DynamicVRAM)."""
+    pinned: bool = False
+    """The user's policy keeps it on the card: nothing the host loads makes it leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +132,29 @@ class ModelRef:
     """False when the graph puts it on the CPU."""
     options: str = ""
     """Load options that make two loads of one file two models."""
+    patches: str = ""
+    """Names the LoRAs on it, if any: ComfyUI exchanges what they patch by taking all weights off the card."""
+    arch: Architecture = field(default=UNKNOWN, repr=False, compare=False)
+    footprint: Footprint | None = field(default=None, repr=False, compare=False)
+    modules: tuple[Module, ...] = field(default=(), repr=False, compare=False)
+    """In the order the host places them."""
+    detected: HostDetection | None = field(default=None, compare=False)
+    """What the host says of a diffusion model that is no WAN."""
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Equal for what the host keeps as one model."""
         return (self.path or self.file, self.role, self.options)
+
+
+class Tile(NamedTuple):
+    """The tiles of a tiled VAE, as its node asks for them: pixels, and frames of the video."""
+
+    size: int
+    overlap: int
+    frames: int | None = None
+    """None: tiles are not cut along time."""
+    frames_overlap: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +173,20 @@ class Phase:
     steps: int | None = None
     cfg: float | None = None
     title: str = ""
+    tile: Tile | None = None
+    """Of a tiled encode or decode."""
+    window: int | None = None
+    """Latent frames that context windows let a forward see at once."""
+    patches: tuple[str, ...] = ()
+    """Classes of the nodes that the model passes through on its way to the sampler."""
+    reference_frames: int = 0
+    """Reference pictures whose latents the conditioning carries: a frame of tokens each where the model joins them."""
+    goes_on: bool = False
+    """It goes on from an earlier clip, whose end it is given (S2V)."""
+    own_placement: bool = False
+    """Its models are placed by the pack they come from (WanVideoWrapper), not by ComfyUI."""
+    blocks_to_swap: int | None = None
+    """Of such a model, blocks that stay off the card and come one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +208,15 @@ Library = Callable[[str, str], Checkpoint]
 """(model folder, file name) -> header. Raises MissingFileError."""
 
 
+Media = Callable[[str], MediaSize | None]
+"""Name of an input file, as a loader's widget has it -> its size; None: no such file, or it does not say."""
+
+
+def no_media(name: str) -> MediaSize | None:
+    """No input file can be read."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class PhasePlan:
     """What one phase will do to the card."""
@@ -170,10 +229,19 @@ class PhasePlan:
     leaving: tuple[str, ...]
     """Files that leave the card, wholly or partly, to make room."""
     activation: Estimate | None
+    """What it needs beside weights, in tensors; None where that is not known."""
     available: int
-    """Bytes this phase could have if all that can leave did."""
+    """Bytes it can have for that, once the host has placed its weights."""
     peak: Estimate | None
-    """Peak allocated on the card by everything the host holds."""
+    """Peak allocated on the card by everything the host holds: what must fit."""
+    peak_reserved: Estimate | None = None
+    """What a monitor will show of the host; None where the allocator's behaviour was not simulated."""
+    others: int = 0
+    """Bytes of other models that stay on the card."""
+    batched: bool = False
+    """cond and uncond run as one forward."""
+    tiled: Tile | None = None
+    """It does not fit whole, and the host does it in these tiles."""
 
     @property
     def short(self) -> int:
@@ -195,6 +263,8 @@ class Plan:
     assumptions: tuple[str, ...] = ()
     new_bytes: int = 0
     """What its largest phase needs beyond what is loaded already: what to make room for."""
+    ram: RamPlan | None = None
+    """System memory; None where it was not asked for."""
 
     @property
     def runs(self) -> bool:

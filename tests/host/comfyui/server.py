@@ -40,6 +40,7 @@ class PromptServer:
         PromptServer.instance = self
         self.loop = loop
         self.prompt_queue = execution.PromptQueue(self)
+        self.user_manager = routes_user.UserManager()
         self.messages: asyncio.Queue[tuple[str, Any, str | None]] = asyncio.Queue()
         self.number = 0
         self.sockets: dict[str, web.WebSocketResponse] = {}
@@ -88,7 +89,7 @@ class PromptServer:
     def add_routes(self) -> None:
         """After the custom nodes: every route that is not static also under /api."""
         routes_frontend.add(self.routes, self.web_root)
-        routes_user.add(self.routes)
+        routes_user.add(self.routes, self.user_manager.settings.values)
         routes_jobs.add(self.routes, self)
         routes_host.add(self.routes, self)
         api = web.RouteTableDef()

@@ -3,14 +3,12 @@
 from typing import Any
 
 import torch
+from standin import peaks
 from standin.card import Booked
 from standin.models import CLIPVisionModelProjection, ModelFile, build
 
 from . import model_management
 from .model_patcher import ModelPatcher
-
-# ViT-H/14 at 224 pixels in 16 bit: 257 tokens of 1280, three projections, 16 heads of scores and a 5120-wide feed-forward.
-ENCODE_BYTES = 257 * 2 * (5 * 1280 + 16 * 257 + 2 * 5120)
 
 
 class Output(dict[str, Any]):
@@ -32,7 +30,7 @@ class ClipVisionModel:
 
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Output:
         model_management.load_model_gpu(self.patcher)
-        with Booked(ENCODE_BYTES * image.shape[0], "CLIP vision activations", self.load_device):
+        with Booked(peaks.CLIP_VISION_BYTES * image.shape[0], "CLIP vision activations", self.load_device):
             hidden = self.model(image[..., :3].movedim(-1, 1).float())
         return Output(last_hidden_state=hidden, image_embeds=hidden[:, 0], penultimate_hidden_states=hidden)
 

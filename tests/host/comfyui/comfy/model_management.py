@@ -170,6 +170,10 @@ def flash_attention_enabled() -> bool:
     return False
 
 
+def comfy_kitchen_attention_enabled() -> bool:
+    return False
+
+
 def should_use_fp16(
     device: torch.device | None = None,
     model_params: float = 0,
@@ -186,6 +190,10 @@ def should_use_bf16(
     manual_cast: bool = False,
 ) -> bool:
     return cpu_state is CPUState.GPU and not (device is not None and is_device_cpu(device))
+
+
+def supports_nvfp4_compute(device: torch.device | None = None) -> bool:
+    return False
 
 
 def supports_fp8_compute(device: torch.device | None = None) -> bool:
@@ -210,6 +218,20 @@ def unet_dtype(
         if dtype is torch.bfloat16 and should_use_bf16(device):
             return dtype
     return torch.float32
+
+
+def unet_manual_cast(
+    weight_dtype: torch.dtype | None,
+    inference_device: torch.device,
+    supported_dtypes: list[torch.dtype] = [torch.float16, torch.bfloat16, torch.float32],  # noqa: B006
+) -> torch.dtype | None:
+    """The dtype to compute in, None where it is the one that weights are kept in."""
+    if weight_dtype in (torch.float32, torch.float64):
+        return None
+    half = weight_dtype is torch.float16 and should_use_fp16(inference_device)
+    if half or (weight_dtype is torch.bfloat16 and should_use_bf16(inference_device)):
+        return None
+    return unet_dtype(inference_device, 0, supported_dtypes)
 
 
 def unet_offload_device() -> torch.device:

@@ -154,12 +154,14 @@ class ModelPatcher:
         device = device_to or self.load_device
         full_load = full_load or lowvram_model_memory > self.model_size()
         layers = self.model.file.layers
-        wanted = 0
+        wanted = buffer = 0
         for index, size in enumerate(layers):
-            # Room for the layers that are being streamed while this one computes.
-            behind = sum(layers[index + 1 : index + 1 + model_management.NUM_STREAMS])
-            if full_load or wanted + size + behind < lowvram_model_memory:
+            # Room for the largest layer that streams and those fetched ahead of it (0.33, ModelPatcher.load).
+            ahead = max(buffer, size + sum(layers[index + 1 : index + 1 + model_management.NUM_STREAMS]))
+            if full_load or wanted + size + ahead < lowvram_model_memory:
                 wanted += size
+            else:
+                buffer = ahead
         self._place(wanted, device)
         self.model.current_weight_patches_uuid = self.patches_uuid
         offloaded = self.model_size() - wanted

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from comfy_execution.utils import get_executing_context
-from standin import settings
+from standin import peaks, settings
 from standin.card import Booked
 from standin.holds import holds
 
@@ -162,8 +162,7 @@ def _calc_cond_batch(
         text = torch.cat([cond[0][0].expand(x_in.shape[0], -1, -1) for cond in group])
         concat = [cond[0][1].get("concat_latent_image") for cond in group]
         joined = torch.cat(concat) if all(part is not None for part in concat) else None
-        nbytes = model.memory_required(x.shape)
-        with Booked(nbytes, f"{model.__class__.__name__} activations", patcher.load_device):
+        with Booked(peaks.dit_peak(model.dim, x.shape), f"{model.__class__.__name__} activations", patcher.load_device):
             out = _apply_model(model, x, timestep, joined, text, model_options)
         outputs.extend(out.chunk(len(group)))
     return outputs

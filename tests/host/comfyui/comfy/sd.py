@@ -9,15 +9,12 @@ from enum import Enum
 from typing import Any
 
 import torch
+from standin import peaks
 from standin.card import Booked, on_card
 from standin.models import WAN21, ModelFile, WanTEModel, WanVAE, build
 
 from . import model_management
 from .model_patcher import ModelPatcher
-
-# What UMT5-XXL's 512 tokens hold at once in 16 bit: hidden states of 4096 in and out of a layer, queries, keys, values and 64
-# heads of 512 x 512 scores, and the two 10240-wide halves of the feed-forward. ComfyUI itself reserves nothing for it.
-TEXT_ENCODE_BYTES = 512 * 2 * (2 * 4096 + 3 * 4096 + 64 * 512 + 2 * 10240)
 
 
 class CLIPType(Enum):
@@ -57,7 +54,7 @@ class CLIP:
 
     def encode_from_tokens(self, tokens: list[int], return_pooled: bool = False, return_dict: bool = False) -> Any:
         self.load_model(tokens)
-        with Booked(TEXT_ENCODE_BYTES, "text encoder activations", self.patcher.load_device):
+        with Booked(peaks.UMT5_BYTES, "text encoder activations", self.patcher.load_device):
             cond = self.cond_stage_model.encode_token_weights(tokens)
         if return_dict:
             return {"cond": cond, "pooled_output": None}
@@ -114,7 +111,7 @@ class VAE:
         memory_used = self.memory_used_decode(samples_in.shape, self.vae_dtype)
         with _tiled_instead() as out_of_memory:
             self._load(memory_used)
-            with Booked(memory_used, "VAE decode", self.device):
+            with Booked(self._decode_peak(samples_in.shape), "VAE decode", self.device):
                 return self._pixels(samples_in)
         if out_of_memory:
             logging.warning("Warning: Ran out of memory when regular VAE decoding, retrying with tiled VAE decoding.")
@@ -133,7 +130,7 @@ class VAE:
             frames = -(-frames // 2)
         while tile * 2 <= max(samples.shape[3:]) and cost(frames, tile * 2) <= budget:
             tile *= 2
-        with Booked(cost(frames, tile), "VAE decode, one tile", self.device):
+        with Booked(self._decode_peak(_bounded(samples.shape, tile, tile, frames)), "VAE decode, one tile", self.device):
             return self._pixels(samples)
 
     def decode_tiled(
@@ -147,7 +144,8 @@ class VAE:
     ) -> torch.Tensor:
         cost = self.memory_used_decode(_bounded(samples.shape, tile_x, tile_y, tile_t), self.vae_dtype)
         self._load(cost)
-        with Booked(cost, "VAE decode, one tile", self.device):
+        peak = self._decode_peak(_bounded(samples.shape, tile_x, tile_y, tile_t))
+        with Booked(peak, "VAE decode, one tile", self.device):
             return self._pixels(samples)
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
@@ -158,11 +156,11 @@ class VAE:
         memory_used = self.memory_used_encode(pixels.shape, self.vae_dtype)
         with _tiled_instead() as out_of_memory:
             self._load(memory_used)
-            with Booked(memory_used, "VAE encode", self.device):
+            with Booked(self._encode_peak(pixels.shape), "VAE encode", self.device):
                 return self.first_stage_model.encode(pixels)
         if out_of_memory:
             logging.warning("Warning: Ran out of memory when regular VAE encoding, retrying with tiled VAE encoding.")
-        tile = self.memory_used_encode((1, 3, pixels.shape[2], 256, 256), self.vae_dtype)
+        tile = self._encode_peak((1, 3, pixels.shape[2], 256, 256))
         with Booked(tile, "VAE encode, one tile", self.device):
             return self.first_stage_model.encode(pixels)
 
@@ -178,8 +176,23 @@ class VAE:
         pixels = pixel_samples[..., :3].permute(3, 0, 1, 2)[None].float()
         cost = self.memory_used_encode((1, 3, pixels.shape[2], tile_y, tile_x), self.vae_dtype)
         self._load(cost)
-        with Booked(cost, "VAE encode, one tile", self.device):
+        peak = self._encode_peak((1, 3, pixels.shape[2], tile_y, tile_x))
+        with Booked(peak, "VAE encode, one tile", self.device):
             return self.first_stage_model.encode(pixels)
+
+    def _decode_peak(self, shape: Any) -> int:
+        """Of a latent shape."""
+        frames, stride = 4 * (shape[2] - 1) + 1, self.first_stage_model.stride
+        is_22 = self.first_stage_model.is_22
+        return peaks.vae_peak("decode", is_22, shape[4] * stride, shape[3] * stride, frames, self._element_bytes())
+
+    def _encode_peak(self, shape: Any) -> int:
+        """Of a shape in pixels."""
+        is_22 = self.first_stage_model.is_22
+        return peaks.vae_peak("encode", is_22, shape[4], shape[3], shape[2], self._element_bytes())
+
+    def _element_bytes(self) -> int:
+        return model_management.dtype_size(self.vae_dtype)
 
     def _load(self, memory_required: int) -> None:
         model_management.load_models_gpu([self.patcher], memory_required, force_full_load=self.disable_offload)

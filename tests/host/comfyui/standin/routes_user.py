@@ -17,8 +17,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def add(routes: web.RouteTableDef) -> None:
-    values = dict(SETTINGS)
+class AppSettings:
+    """`PromptServer.user_manager.settings`, for the one user there is."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = dict(SETTINGS)
+
+    def get_settings(self, request: web.Request) -> dict[str, Any]:
+        return self.values
+
+
+class UserManager:
+    def __init__(self) -> None:
+        self.settings = AppSettings()
+
+
+def add(routes: web.RouteTableDef, values: dict[str, Any]) -> None:
 
     @routes.get("/users")
     async def users(request: web.Request) -> web.Response:
