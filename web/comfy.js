@@ -18,12 +18,17 @@ export function fetchStatus(signal) {
 
 /** @param {string} body @param {AbortSignal} signal */
 export function fetchCheck(body, signal) {
-  return api.fetchApi("/v1/hardware/vram/check", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body,
-    signal,
-  });
+  return post("/v1/hardware/vram/check", body, signal);
+}
+
+/** @param {string} body @param {AbortSignal} signal */
+export function allowOnce(body, signal) {
+  return post("/v1/hardware/vram/override", body, signal);
+}
+
+/** @param {string} path @param {string} body @param {AbortSignal} signal */
+function post(path, body, signal) {
+  return api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
 }
 
 /** @param {readonly string[]} types @param {() => void} listener */

@@ -8,6 +8,7 @@ import { untilAborted } from "./status_client.js";
  * @import { Answer } from "./answers.js"
  *
  * @typedef {"run" | "cancel"} Decision
+ * @typedef {Decision | "insist"} Outcome `insist`: run although it does not fit, because a person said so
  * @typedef {{ severity: "info" | "warn", summary: string, detail: string }} Toast
  * @typedef {(...args: any[]) => any} Queue
  * @typedef {{ queuePrompt: Queue }} Queueing
@@ -18,6 +19,8 @@ import { untilAborted } from "./status_client.js";
  * @property {(body: string, signal: AbortSignal) => Promise<Response>} check
  * @property {(answer: Answer) => Promise<Decision>} question
  * @property {(toast: Toast) => void} toast
+ * @property {() => boolean} enforces whether the server refuses what does not fit
+ * @property {(body: string, signal: AbortSignal) => Promise<unknown>} allow tells the server to let this prompt through once
  * @property {() => boolean} autoQueueIsOn asked only where the front end does not say who pressed Run
  * @property {() => unknown} cancelled what api.queuePrompt does for a cancelled prompt: returns or throws silently
  * @property {(note: string) => void} onChecked
@@ -30,7 +33,7 @@ export const PATIENCE_MS = 1500;
 class Batch {
   open = 0;
   auto = false;
-  /** @type {Map<string, Promise<Decision>>} by content */
+  /** @type {Map<string, Promise<Outcome>>} by content */
   decisions = new Map();
   /** @type {Map<string, Promise<Decision>>} by sentence: the same question is not asked again for another text prompt */
   questions = new Map();
@@ -55,7 +58,9 @@ export class Preflight {
     this.#on = true;
     if (this.#wrapped.length) return; // left below another pack's wrapper by an earlier remove()
     this.#wrap(this.#parts.api, (raw) => async (number, data, ...rest) => {
-      if (this.#on && (await this.#decide(data, rest[0])) === "cancel") return this.#cancelled();
+      const outcome = this.#on ? await this.#decide(data, rest[0]) : "run";
+      if (outcome === "cancel") return this.#cancelled();
+      if (outcome === "insist" && this.#parts.enforces()) await this.#allow(data.output);
       try {
         return await raw(number, data, ...rest);
       } catch (error) {
@@ -124,7 +129,16 @@ export class Preflight {
     }
   }
 
-  /** @param {any} data @param {any} options @returns {Promise<Decision>} */
+  /** If this fails the server refuses the prompt and ComfyUI shows why. @param {unknown} output */
+  async #allow(output) {
+    try {
+      await withPatience((signal) => this.#parts.allow(JSON.stringify({ prompt: output }), signal));
+    } catch (error) {
+      this.#note(`not allowed: ${reasonOf(error)}`);
+    }
+  }
+
+  /** @param {any} data @param {any} options @returns {Promise<Outcome>} */
   async #decide(data, options) {
     try {
       const targets = options?.partialExecutionTargets;
@@ -147,29 +161,21 @@ export class Preflight {
    * @param {string} key
    * @param {unknown} output
    * @param {unknown} targets
-   * @returns {Promise<Decision>}
+   * @returns {Promise<Outcome>}
    */
   async #consider(batch, key, output, targets) {
     const answer = await this.#ask(output, targets);
     this.#note(answer.verdict);
     const asks = answer.verdict === "does_not_fit" && !batch.auto;
     this.#toastOnce(asks ? null : toastFor(answer), key);
-    return asks ? this.#question(batch, answer) : "run";
+    if (!asks) return "run";
+    return (await this.#question(batch, answer)) === "run" ? "insist" : "cancel";
   }
 
   /** @param {unknown} output @param {unknown} targets @returns {Promise<Answer>} */
-  async #ask(output, targets) {
-    const controller = new AbortController();
-    const timeout = setTimeout(
-      () => controller.abort(new Error(`no answer within ${PATIENCE_MS / 1000} s`)),
-      PATIENCE_MS,
-    );
-    try {
-      const body = JSON.stringify({ prompt: output, ...(targets ? { partial_execution_targets: targets } : {}) });
-      return await untilAborted(controller.signal, this.#read(body, controller.signal));
-    } finally {
-      clearTimeout(timeout);
-    }
+  #ask(output, targets) {
+    const body = JSON.stringify({ prompt: output, ...(targets ? { partial_execution_targets: targets } : {}) });
+    return withPatience((signal) => this.#read(body, signal));
   }
 
   /** @param {string} body @param {AbortSignal} signal */
@@ -197,6 +203,21 @@ export class Preflight {
     const said = toast ? `${toast.severity} ${key}` : "";
     if (toast && said !== this.#lastToast) this.#parts.toast(toast);
     this.#lastToast = said;
+  }
+}
+
+/**
+ * @template T
+ * @param {(signal: AbortSignal) => Promise<T>} work
+ * @returns {Promise<T>}
+ */
+async function withPatience(work) {
+  const controller = new AbortController();
+  const timeout = setTimeout(() => controller.abort(new Error(`no answer within ${PATIENCE_MS / 1000} s`)), PATIENCE_MS);
+  try {
+    return await untilAborted(controller.signal, work(controller.signal));
+  } finally {
+    clearTimeout(timeout);
   }
 }
 

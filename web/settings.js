@@ -5,7 +5,7 @@ export const SHOW_BAR = "VRAMHeadroom.ShowBar";
 
 const CATEGORY = "VRAM Headroom";
 
-/** @typedef {{ [ASK]: "warn" | "off", [SHOW_BAR]: boolean }} Choices */
+/** @typedef {{ [ASK]: "warn" | "enforce" | "off", [SHOW_BAR]: boolean }} Choices */
 
 /** @type {Readonly<Choices>} */
 export const DEFAULTS = Object.freeze({ [ASK]: "warn", [SHOW_BAR]: true });
@@ -33,6 +33,7 @@ export function settings(changed) {
       defaultValue: DEFAULTS[ASK],
       options: [
         { text: "Ask before queueing", value: "warn" },
+        { text: "Refuse it, from API clients too", value: "enforce" },
         { text: "Queue without checking", value: "off" },
       ],
       category: [CATEGORY, "Check", "Ask"],
@@ -43,5 +44,6 @@ export function settings(changed) {
 
 /** What was chosen, whatever else was stored under the same name. @param {(id: string) => unknown} stored @returns {Choices} */
 export function choices(stored) {
-  return { [ASK]: stored(ASK) === "off" ? "off" : "warn", [SHOW_BAR]: stored(SHOW_BAR) !== false };
+  const ask = stored(ASK);
+  return { [ASK]: ask === "off" || ask === "enforce" ? ask : "warn", [SHOW_BAR]: stored(SHOW_BAR) !== false };
 }

@@ -25,6 +25,8 @@ const preflight = new Preflight({
   api: comfy.api,
   app: comfy.app,
   check: comfy.fetchCheck,
+  enforces: () => choices(comfy.setting)[ASK] === "enforce",
+  allow: comfy.allowOnce,
   question,
   toast: comfy.toast,
   autoQueueIsOn: comfy.autoQueueIsOn,
@@ -55,8 +57,8 @@ function hideBar() {
 function apply(chosen) {
   if (chosen[SHOW_BAR]) showBar();
   else hideBar();
-  if (chosen[ASK] === "warn") preflight.install();
-  else preflight.remove();
+  if (chosen[ASK] === "off") preflight.remove();
+  else preflight.install();
 }
 
 /** @param {string} changedId @param {unknown} value */

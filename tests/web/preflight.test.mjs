@@ -56,12 +56,19 @@ class FakeApi {
   }
 }
 
-/** @param {Partial<{ answer: (body: any, signal: AbortSignal) => any, decide: (answer: any) => any, auto: boolean }>} [how] */
+/**
+ * @param {Partial<{
+ *   answer: (body: any, signal: AbortSignal) => any, decide: (answer: any) => any, auto: boolean, enforces: boolean,
+ *   allow: (signal: AbortSignal) => Promise<unknown>,
+ * }>} [how]
+ */
 function page(how = {}) {
   const api = new FakeApi();
   const app = new FakeApp(api);
-  const seen = { checks: /** @type {any[]} */ ([]), questions: /** @type {any[]} */ ([]), toasts: /** @type {any[]} */ ([]), notes: /** @type {string[]} */ ([]) };
-  const ways = { answer: () => response(answerJson("fits")), decide: () => "run", auto: false, ...how };
+  const seen = { checks: /** @type {any[]} */ ([]), questions: /** @type {any[]} */ ([]), toasts: /** @type {any[]} */ ([]), notes: /** @type {string[]} */ ([]), allowed: /** @type {any[]} */ ([]) };
+  const ways = {
+    answer: () => response(answerJson("fits")), decide: () => "run", auto: false, enforces: false, allow: async () => {}, ...how,
+  };
   const preflight = new Preflight({
     api,
     app,
@@ -74,6 +81,11 @@ function page(how = {}) {
       return ways.decide(answer);
     },
     toast: (toast) => seen.toasts.push(toast),
+    enforces: () => ways.enforces,
+    allow: async (body, signal) => {
+      seen.allowed.push({ body: JSON.parse(body), posts: api.posts.length });
+      await ways.allow(signal);
+    },
     autoQueueIsOn: () => ways.auto,
     cancelled: () => {
       throw new Silent();
@@ -123,6 +135,8 @@ test("where cancelling returns instead of throwing, the rest of the batch is can
     check: async () => response(answerJson("does_not_fit")),
     question: async (answer) => (seen.questions.push(answer), "cancel"),
     toast: () => {},
+    enforces: () => false,
+    allow: async () => {},
     autoQueueIsOn: () => false,
     cancelled: () => ({ node_errors: {} }),
     onChecked: () => {},
@@ -304,8 +318,42 @@ function partsOf() {
     check: async () => response(answerJson("fits")),
     question: async () => /** @type {const} */ ("run"),
     toast: () => {},
+    enforces: () => false,
+    allow: async () => {},
     autoQueueIsOn: () => false,
     cancelled: () => undefined,
     onChecked: () => {},
   };
 }
+
+test("who insists where the server enforces is let through, once for each post and before it", async () => {
+  const { api, app, preflight, seen } = page({ answer: () => response(answerJson("does_not_fit")), enforces: true });
+  preflight.install();
+  await app.queuePrompt(0, 2);
+  assert.equal(api.posts.length, 2);
+  assert.deepEqual(seen.allowed.map(({ posts }) => posts), [0, 1]);
+  assert.deepEqual(seen.allowed.map(({ body }) => body.prompt), api.posts.map(([, data]) => data.output));
+});
+
+test("nobody has to be let through where the server only warns, where it fits, or where the person cancels", async () => {
+  for (const how of [{ enforces: false }, { enforces: true, answer: () => response(answerJson("fits")) }, { enforces: true, decide: () => "cancel" }]) {
+    const { app, preflight, seen } = page({ answer: () => response(answerJson("does_not_fit")), ...how });
+    preflight.install();
+    await app.queuePrompt(0);
+    assert.deepEqual(seen.allowed, []);
+  }
+});
+
+test("if letting through fails the prompt is posted all the same, and the server says why it refuses", async () => {
+  const { api, app, preflight, seen } = page({
+    answer: () => response(answerJson("does_not_fit")),
+    enforces: true,
+    allow: async () => {
+      throw new Error("server gone");
+    },
+  });
+  preflight.install();
+  await app.queuePrompt(0);
+  assert.equal(api.posts.length, 1);
+  assert.ok(seen.notes.includes("not allowed: server gone"));
+});
