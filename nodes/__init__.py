@@ -18,8 +18,9 @@ def connect() -> Offer:
     """Wire the pack into the running ComfyUI, once; a second copy of it in another folder offers nothing."""
     from ..vram.monitor import get_vram_monitor
     from ..vram.offloader import get_vram_offloader
+    from . import controls, decoding, loaders
     from .host import connect as connect_host
-    from .loaders import NODE_CLASSES, NODE_NAMES, RegisteringLoader
+    from .lifecycle import Lifecycle
     from .pack import Pack
     from .preflight import Preflight
     from .routes import CHECK_PATH, OVERRIDE_PATH, STATUS_PATH, Routes
@@ -28,11 +29,11 @@ def connect() -> Offer:
     if host is None:
         return Offer({}, {}, None)
     monitor = get_vram_monitor()
-    monitor.connect(host.models.accelerators, host.models.reclaimable)
     offloader = get_vram_offloader()
+    monitor.connect(host.models.accelerators, lambda index: host.models.reclaimable(index, offloader.pinned_keys(index)))
     offloader.interrupts = host.models.interrupts()
     pack = Pack(host, monitor, offloader)
-    RegisteringLoader.pack = pack
+    loaders.RegisteringLoader.pack = loaders.LoadPipeline.pack = controls.Control.pack = pack
     preflight = Preflight(pack)
     routes = Routes(pack, preflight)
     host.server.add_route("GET", STATUS_PATH, routes.status)
@@ -40,5 +41,11 @@ def connect() -> Offer:
     host.server.add_route("POST", OVERRIDE_PATH, routes.override)
     host.server.around_prompt_posts(preflight.around_post)
     host.server.on_prompt(preflight.on_prompt)
-    host.execution.at_start(preflight.replan)
-    return Offer(dict(NODE_CLASSES), dict(NODE_NAMES), "./web")
+    # the plan is made anew before anything asks for it
+    host.execution.watch(preflight)
+    controls.Control.lifecycle = Lifecycle(pack)
+    return Offer(
+        {**loaders.NODE_CLASSES, **controls.NODE_CLASSES, **decoding.NODE_CLASSES},
+        {**loaders.NODE_NAMES, **controls.NODE_NAMES, **decoding.NODE_NAMES},
+        "./web",
+    )

@@ -10,7 +10,8 @@ from typing import Final
 
 from aiohttp import web
 
-from ..vram.monitor import VRAMMonitor
+from ..vram.device import DeviceReadError
+from ..vram.monitor import NoAcceleratorError, VRAMMonitor
 from ..vram.offloader import VRAMOffloader
 from ..vram.plan.advice import Context, FixReport, advise, fix_report
 from ..vram.plan.cache import Bounded, ChainCache, PlanStore, Reads, content_key
@@ -108,12 +109,19 @@ class Pack:
             version=VERSION,
             monitor=self.monitor,
             offloader=self.offloader,
-            loaded_models=models.report(lambda key: self.offloader.pipeline_of(key) is not None),
+            loaded_models=models.report(self.offloader.pipeline_of),
             running=self.host.execution.running,
             rules=models.rules(),
             seams=self.host.seams.report(),
             self_check=report(self.host.checker.look()),
         )
+
+    def other_programs(self) -> int:
+        """Bytes of the first card that nobody here can free; 0 where that can't be told."""
+        try:
+            return self.monitor.snapshot().others or 0
+        except (NoAcceleratorError, DeviceReadError):
+            return 0
 
     def margin(self, request: web.Request) -> int | None:
         """Bytes that the user who asks wants left free on the card; None where nothing was chosen."""
@@ -172,9 +180,8 @@ class Pack:
 
     def _moment(self, targets: Iterable[str] | None, margin: int | None) -> Moment:
         rules = self.host.models.rules()
-        held = self.host.models.held()
-        # elastic pages lie outside torch's allocator, so they are no part of what it calls active
-        weights = sum(model.bytes_on_card for model in held if not model.elastic)
+        held = self.host.models.held(self.offloader.pinned_keys())
+        weights = sum(model.bytes_on_card for model in held if self.host.models.counts_pages or not model.elastic)
         card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
         if card is not None and margin is not None:
             card = replace(card, safety_margin=margin)

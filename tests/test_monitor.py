@@ -10,6 +10,7 @@ from vram_headroom.vram.monitor import GPUSnapshot, NoAcceleratorError, VRAMMoni
 from vram_headroom.vram.plan.graph import build_chain
 from vram_headroom.vram.plan.planner import make_plan
 from vram_headroom.vram.plan.types import Chain, HeldModel
+from vram_headroom.vram.units import GIB, MIB
 
 
 class FlakyCard:
@@ -17,9 +18,9 @@ class FlakyCard:
 
     index = 0
     name = "flaky"
-    kind = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "simulated") -> None:
+        self.kind = kind
         self.reading: MemoryReading | None = MemoryReading(100, 60, 30, 20)
 
     def read(self) -> MemoryReading:
@@ -43,6 +44,19 @@ def test_a_snapshot_tells_ours_others_and_what_can_be_given_back() -> None:
     assert snapshot.reclaimable_free == 95, "60 free, 25 of the host and 10 cached"
     assert snapshot.utilization_percent == 40.0
     assert snapshot.pressure_percent == 5.0
+
+
+@pytest.mark.parametrize("kind", ["cuda", "rocm"])
+def test_what_the_driver_holds_for_this_process_is_no_other_programs_memory(kind: str) -> None:
+    card = FlakyCard(kind)
+    card.reading = MemoryReading(8 * GIB, 5 * GIB, GIB, GIB)
+    snapshot = monitor_of(card).snapshot()
+    assert (snapshot.ours, snapshot.others) == (GIB + 512 * MIB, 3 * GIB - GIB - 512 * MIB)
+
+
+def test_this_process_never_holds_more_than_is_used() -> None:
+    snapshot = monitor_of(FlakyCard("cuda")).snapshot()
+    assert (snapshot.used, snapshot.ours, snapshot.others) == (40, 40, 0)
 
 
 def test_a_host_cannot_give_back_more_than_is_used() -> None:

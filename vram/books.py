@@ -33,7 +33,14 @@ class ComponentStatus(NamedTuple):
     bytes: int
     bytes_on_card: int
     node_id: str | None
-    pinned: bool = False
+    pinned: bool
+    key: object
+    """Of its handle."""
+    elastic: bool
+    in_use: bool
+    policy: VideoComponentPolicy
+    last_used: float
+    """Of its pipeline, in seconds of the clock that the offloader counts with."""
 
 
 class PipelineStatus(NamedTuple):
@@ -52,6 +59,10 @@ class Component(NamedTuple):
     handle: ModelHandle
     node_id: str | None
     policy: VideoComponentPolicy
+    default: VideoComponentPolicy
+    """What holds where nobody rules otherwise."""
+    ruled_by: str | None = None
+    """The node that set the policy; None: it is the default, or was set from elsewhere."""
 
     @property
     def may_leave(self) -> bool:
@@ -118,6 +129,29 @@ class Books:
         with self._lock:
             return self._models.setdefault(key, threading.RLock())
 
+    def find_component(self, key: object) -> tuple[Pipeline, Component] | None:
+        """The model of this key with the pipeline it belongs to."""
+        with self._lock:
+            return next(((p, p.components[key]) for p in self._pipelines.values() if key in p.components), None)
+
+    def replace_component(self, pipeline: Pipeline, component: Component) -> bool:
+        """Change what is written of a model; False if it belongs to `pipeline` no longer."""
+        with self._lock:
+            if component.handle.key not in pipeline.components:
+                return False
+            pipeline.components[component.handle.key] = component
+            return True
+
+    def every_component(self) -> tuple[tuple[str, Component], ...]:
+        """All whose models still exist, with the name of their pipeline."""
+        with self._lock:
+            return tuple(
+                (p.name, component)
+                for p in self._pipelines.values()
+                for component in p.components.values()
+                if component.handle.alive
+            )
+
     def begin_use(self, pipeline: Pipeline, now: float) -> None:
         with self._lock:
             self._users[pipeline.name] += 1
@@ -163,8 +197,10 @@ class Books:
         """Every pipeline and component; those whose model is gone are dropped here. Waits for no move."""
         with self._lock:
             self._drop_dead()
-            seen = [(p.name, self._users[p.name] > 0, tuple(p.components.values())) for p in self._pipelines.values()]
-        return tuple(_pipeline_status(name, used, components) for name, used, components in seen)
+            seen = [
+                (p.name, self._users[p.name] > 0, tuple(p.components.values()), p.last_used) for p in self._pipelines.values()
+            ]
+        return tuple(_pipeline_status(*found) for found in seen)
 
     def _drop_dead(self) -> None:
         for name in list(self._pipelines):
@@ -175,14 +211,14 @@ class Books:
                 del self._pipelines[name]
 
 
-def _pipeline_status(name: str, used: bool, components: tuple[Component, ...]) -> PipelineStatus:
-    seen = tuple(_component_status(component) for component in components)
-    if used or any(component.handle.in_use for component in components):
+def _pipeline_status(name: str, used: bool, components: tuple[Component, ...], last_used: float) -> PipelineStatus:
+    seen = tuple(_component_status(component, last_used) for component in components)
+    if used or any(component.in_use for component in seen):
         return PipelineStatus(name, "active", seen)
     return PipelineStatus(name, "idle" if any(component.bytes_on_card for component in seen) else "offloaded", seen)
 
 
-def _component_status(component: Component) -> ComponentStatus:
+def _component_status(component: Component, last_used: float) -> ComponentStatus:
     # one look: a move may be under way, and placement and bytes must not contradict each other
     total, on_card = component.handle.total_bytes(), component.handle.bytes_on_card()
     return ComponentStatus(
@@ -193,4 +229,9 @@ def _component_status(component: Component) -> ComponentStatus:
         bytes_on_card=on_card,
         node_id=component.node_id,
         pinned=component.policy.pin_to_gpu,
+        key=component.handle.key,
+        elastic=component.handle.elastic,
+        in_use=component.handle.in_use,
+        policy=component.policy,
+        last_used=last_used,
     )

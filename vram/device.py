@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from .peaks import Allocated, PeakCounter
 from .units import say_gib
 
 
@@ -86,6 +87,26 @@ class TorchAccelerator:
         return total - int(self._module.memory_reserved(self._index)), total
 
 
+class TorchPeakCounter:
+    """The peak counter of torch's allocator on one CUDA or ROCm card. It sees tensors only, no pages of DynamicVRAM."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def read(self) -> Allocated:
+        # the nested form is the driver's own answer; the flat one sorts hundreds of names for it
+        count = torch.cuda.memory_stats_as_nested_dict(self._index).get("allocated_bytes", {}).get("all", {})
+        return Allocated(int(count.get("current", 0)), int(count.get("peak", 0)))
+
+    def reset(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._index)
+
+
+def peak_counter(card: Accelerator | None) -> PeakCounter | None:
+    """The counter of this card's allocator; None where torch keeps none."""
+    return TorchPeakCounter(card.index) if card is not None and card.kind in ("cuda", "rocm") else None
+
+
 class MPSAccelerator:
     """Apple's GPU. Total is Metal's recommended working set, since the memory is the computer's own."""
 
@@ -126,6 +147,38 @@ class CallbackAccelerator:
             return self._read()
         except (RuntimeError, OSError, AttributeError, ValueError) as error:
             raise DeviceReadError(f"{self._name} did not answer a memory query: {error}") from error
+
+
+class PagedAccelerator:
+    """A card whose weights lie in pages beside torch's allocator (DynamicVRAM): its statistics do not see them.
+
+    `used` says what this process holds in all, None where that can't be told just now; `pages` how much of it are weights that
+    come and go, by the card's index.
+    """
+
+    def __init__(self, card: Accelerator, used: Callable[[], int | None], pages: Callable[[int], int]) -> None:
+        self._card, self._used, self._pages = card, used, pages
+
+    @property
+    def index(self) -> int:
+        return self._card.index
+
+    @property
+    def name(self) -> str:
+        return self._card.name
+
+    @property
+    def kind(self) -> str:
+        return self._card.kind
+
+    def read(self) -> MemoryReading:
+        reading, used = self._card.read(), self._used()
+        if used is None:
+            return reading
+        # the total counts what torch took from the driver, cached blocks included
+        cached = max(0, (reading.reserved or 0) - (reading.active or 0))
+        active = max(used - cached, min(used, (reading.active or 0) + self._pages(self.index)))
+        return reading._replace(reserved=used, active=active)
 
 
 class Booking:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from .device import Accelerator, DeviceReadError, discover
 from .estimate.caches import Pipeline, video_runtime_overhead
+from .estimate.overheads import CONTEXT
 from .plan.planner import chain_bytes, make_plan
 from .plan.ram import SystemMemory
 from .plan.types import Card, Chain, HeldModel, HostRules, Plan
@@ -19,6 +20,10 @@ from .units import MIB, gib
 
 DEFAULT_SAFETY_MARGIN: Final = 256 * MIB
 """Never planned with. comfy-aimdo evicts below 256 MiB free, so a plan that leaves less would not hold still."""
+
+
+HAVE_CONTEXTS: Final = frozenset({"cuda", "rocm"})
+"""Kinds of card on which reading the memory already takes a context, whose size (estimate/overheads.py, CONTEXT) is usual."""
 
 
 class NoAcceleratorError(RuntimeError):
@@ -42,6 +47,8 @@ class GPUSnapshot:
     """Seconds of the monitor's clock."""
     stale: bool = False
     """The driver did not answer just now; these are the last good values."""
+    context: int = 0
+    """What the driver holds for this process beside its allocator."""
 
     @property
     def used(self) -> int:
@@ -49,9 +56,14 @@ class GPUSnapshot:
         return self.total - self.free
 
     @property
+    def ours(self) -> int | None:
+        """What this process holds: its allocator, pages beside it, and its context; None where it can't tell."""
+        return None if self.reserved is None else min(self.used, self.reserved + self.context)
+
+    @property
     def others(self) -> int | None:
         """What other programs hold, as far as this process can tell its own share."""
-        return None if self.reserved is None else max(0, self.used - self.reserved)
+        return None if self.ours is None else self.used - self.ours
 
     @property
     def utilization_percent(self) -> float:
@@ -154,6 +166,7 @@ class VRAMMonitor:
             active=reading.active,
             reclaimable_free=reading.free + back,
             taken_at=self._clock(),
+            context=CONTEXT[1] if accelerator.kind in HAVE_CONTEXTS else 0,
         )
         with self._lock:
             self._last_good[accelerator.index] = snapshot

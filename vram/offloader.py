@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from .books import Books, Component, Pipeline, PipelineStatus
+from .books import Books, Component, Pipeline, PipelineStatus, UnknownPipelineError
 from .components import ComponentRole, find_components
 from .device import DeviceReadError
 from .handle import ModelHandle, placement_of
@@ -78,11 +78,16 @@ class VRAMOffloader:
     ) -> None:
         """Enter a model as a component of `pipeline`. Registering one model again renames it, never doubles it.
 
-        Without a `policy` its role's default holds. Raises ValueError for a pipeline without a name.
+        Without a `policy` its role's default holds. What a node ruled by `set_policy` goes on to hold. Raises ValueError for a
+        pipeline without a name.
         """
         if not pipeline.strip():
             raise ValueError("a pipeline needs a name; leave the field as it was if one is enough")
-        component = Component(name, role, handle, node_id, policy or default_policy(role, handle.elastic))
+        default = policy or default_policy(role, handle.elastic)
+        component = Component(name, role, handle, node_id, default, default)
+        known = self._books.find_component(handle.key)
+        if known is not None and known[1].ruled_by is not None:
+            component = component._replace(policy=known[1].policy, ruled_by=known[1].ruled_by)
         self._books.enter(pipeline, component, self._clock())
 
     def register_object(self, pipeline: str, source: object, handle_of: Callable[[Any], ModelHandle]) -> tuple[str, ...]:
@@ -104,6 +109,30 @@ class VRAMOffloader:
     def pipeline_of(self, key: object) -> str | None:
         """The pipeline that a model (by its handle's key) belongs to."""
         return self._books.pipeline_of(key)
+
+    def set_policy(self, key: object, policy: VideoComponentPolicy | None, node_id: str | None = None) -> bool:
+        """Give a registered model (by its handle's key) another rule; None: what it was registered with. False if it is not.
+
+        `node_id` is the node that asked, whose rule goes when the node does. Nothing moves before the rule's next occasion.
+        """
+        found = self._books.find_component(key)
+        if found is None:
+            return False
+        pipeline, component = found
+        ruled = component._replace(policy=policy or component.default, ruled_by=node_id)
+        return self._books.replace_component(pipeline, ruled)
+
+    def components(self) -> tuple[tuple[str, Component], ...]:
+        """Every registered model that still exists, with the name of its pipeline."""
+        return self._books.every_component()
+
+    def pinned_keys(self, index: int | None = None) -> frozenset[object]:
+        """Models that a policy keeps on their card, by their handle's key; `index`: of one card only."""
+        return frozenset(
+            component.handle.key
+            for _, component in self._books.every_component()
+            if component.policy.pin_to_gpu and (index is None or component.handle.device_index == index)
+        )
 
     def get_loaded_pipelines(self) -> tuple[str, ...]:
         """Pipelines with at least one byte on the card."""
@@ -212,6 +241,36 @@ class VRAMOffloader:
                 for component in self._books.components(found)
                 if component.role is ComponentRole.TEXT_ENCODER and component.may_leave and not component.handle.in_use
             )
+
+    def offload_between_uses(self, pipeline: str) -> int:
+        """Before a generator comes: what leaves between its uses does, unless it is in use. Returns the bytes freed.
+
+        Raises UnknownPipelineError, and PlacementError for a component that could not be moved.
+        """
+        found = self._books.find(pipeline)
+        with found.moving:
+            return sum(
+                self._unload(found, component, "between uses")
+                for component in self._books.components(found)
+                if component.policy.offload_between_uses and not component.handle.in_use
+            )
+
+    def offload_component(self, key: object, release_pin: bool = False) -> int:
+        """Send one model (by its handle's key) off the card because somebody asks. Returns the bytes freed.
+
+        Raises UnknownPipelineError for a model that is not registered, ActivePipelineError for one that is in use or, without
+        `release_pin`, pinned, PlacementError for one that could not be moved.
+        """
+        found = self._books.find_component(key)
+        if found is None:
+            raise UnknownPipelineError("this model is not registered; its graph may have dropped it")
+        pipeline, component = found
+        with pipeline.moving:
+            if component.handle.in_use:
+                raise ActivePipelineError(f"{component.name} is computing; wait until its node has run")
+            if component.policy.pin_to_gpu and not release_pin:
+                raise ActivePipelineError(f"{component.name} is pinned to the card; unpin it first")
+            return self._unload(pipeline, component, "asked")
 
     def free_rung(self, rung: Rung, owner: str | None = None, index: int = 0) -> int:
         """What one rung of recovery frees, in bytes. `owner` is the pipeline that ran out of memory: it may shrink itself.
@@ -324,6 +383,8 @@ class VRAMOffloader:
                     Rung.PART_OF_GENERATOR: component.role is ComponentRole.GENERATOR,
                     Rung.PINS: component.policy.pin_to_gpu and not handle.in_use,
                 }[rung] and (component.may_leave or rung is Rung.PINS)
+                # each allocation evicts elastic pages before it fails, so there is nothing more to be had from them
+                leaves = leaves and not handle.elastic
                 if leaves and handle.device_index == index and handle.key not in stays:
                     half = (handle.bytes_on_card() + 1) // 2
                     part = half if rung is Rung.PART_OF_GENERATOR else None

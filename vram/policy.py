@@ -25,6 +25,17 @@ class VideoComponentPolicy:
     host_decides: bool = False
     """Its host places it; nothing here moves it unasked."""
 
+    @property
+    def words(self) -> str:
+        """What becomes of the component, for a person."""
+        if self.host_decides:
+            return "the host decides"
+        if self.pin_to_gpu:
+            return "pinned"
+        if self.offload_between_uses:
+            return "leaves between uses"
+        return "leaves when idle" if self.offload_when_idle else "stays until memory is wanted"
+
     def __post_init__(self) -> None:
         leaves = self.offload_when_idle or self.offload_between_uses
         if self.pin_to_gpu and leaves:
@@ -48,6 +59,17 @@ DEFAULT_VIDEO_COMPONENT_POLICIES: Final[Mapping[ComponentRole, VideoComponentPol
 )
 """VAE pinned, encoders leave between prompts, the generator leaves when the pipeline is idle. Sizes: exact parameter counts of
 UMT5-XXL and the WAN 2.1 VAE."""
+
+
+def hosted_policy(role: ComponentRole, elastic: bool) -> VideoComponentPolicy:
+    """The policy of a model that a host with a model management of its own keeps on the card on purpose.
+
+    Such a host makes room by itself when memory is wanted, so nothing leaves before that; who goes first is still told. Elastic
+    weights are the host's own affair.
+    """
+    if elastic:
+        return HOST_DECIDES
+    return VideoComponentPolicy(priority=DEFAULT_VIDEO_COMPONENT_POLICIES[role].priority)
 
 
 def default_policy(role: ComponentRole, elastic: bool) -> VideoComponentPolicy:

@@ -15,11 +15,27 @@ from .selfcheck import Report as SelfCheckReport
 class LoadedModel(NamedTuple):
     """A model the host reports as loaded, whether or not anybody registered it. Bytes."""
 
+    key: int
+    """Names it in actions; equal for all clones."""
     name: str
+    """Of its class."""
+    file: str | None
+    """Name of the file it was loaded from, where the host knows."""
+    role: str
+    dtype: str
     bytes: int
     bytes_on_card: int
-    registered: bool
+    pipeline: str | None
+    """The pipeline it is registered with; None: the host alone knows it."""
     in_use: bool
+    elastic: bool
+    """Its weights come and go by themselves; its figures are those of the last node boundary."""
+    device_index: int
+    age_seconds: float
+
+    @property
+    def registered(self) -> bool:
+        return self.pipeline is not None
 
 
 class Running(NamedTuple):
@@ -80,6 +96,13 @@ class ComponentReport(TypedDict):
     bytes: int
     bytes_on_card: int
     node_id: str | None
+    key: int | None
+    pinned: bool
+    elastic: bool
+    policy: str
+    """In words: `pinned`, `leaves when idle`, `leaves between uses`, `the host decides`, `stays until memory is wanted`."""
+    in_use: bool
+    idle_seconds: float
 
 
 class PipelineReport(TypedDict):
@@ -132,13 +155,19 @@ def status_report(status: Status) -> StatusReport:
                         bytes=component.bytes,
                         bytes_on_card=component.bytes_on_card,
                         node_id=component.node_id,
+                        key=component.key if isinstance(component.key, int) else None,
+                        pinned=component.pinned,
+                        elastic=component.elastic,
+                        policy=component.policy.words,
+                        in_use=component.in_use,
+                        idle_seconds=round(max(0.0, status.taken_at - component.last_used), 3),
                     )
                     for component in pipeline.components
                 ],
             )
             for pipeline in status.pipelines
         ],
-        loaded_models=[model._asdict() for model in status.loaded_models],
+        loaded_models=[{**model._asdict(), "registered": model.registered} for model in status.loaded_models],
         running=status.running._asdict() if status.running else None,
         host={
             "comfyui_version": status.rules.version,
@@ -160,7 +189,7 @@ def _device(snapshot: GPUSnapshot, now: float) -> DeviceReport:
         free_bytes=snapshot.free,
         reserved_bytes=snapshot.reserved,
         active_bytes=snapshot.active,
-        ours_bytes=snapshot.reserved,
+        ours_bytes=snapshot.ours,
         others_bytes=snapshot.others,
         reclaimable_free_bytes=snapshot.reclaimable_free,
         utilization_percent=round(snapshot.utilization_percent, 1),

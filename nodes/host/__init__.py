@@ -7,14 +7,18 @@ from dataclasses import dataclass
 
 from ...vram.selfcheck import Checker
 from .backend import read_backend
+from .decoding import HostDecoder
 from .detection import HostDetector
 from .execution import HostExecution
 from .files import HostFiles
 from .media import HostMedia
 from .models import HostModels
+from .placement import HostPlacement
 from .seams import SeamTable, seams_switched_off
 from .selfcheck import host_selfcheck
 from .server import HostServer
+from .uses import HostUses
+from .worker import WorkerQueue
 
 logger = logging.getLogger("vram_headroom")
 
@@ -27,9 +31,13 @@ class Host:
     files: HostFiles
     media: HostMedia
     detector: HostDetector
+    decoder: HostDecoder
     checker: Checker
     server: HostServer
     execution: HostExecution
+    worker: WorkerQueue
+    placement: HostPlacement
+    uses: HostUses
     seams: SeamTable
 
 
@@ -45,7 +53,24 @@ def connect(folder: str) -> Host | None:
         logger.warning("VRAM Headroom is installed twice: %s is used, remove %s", other, folder)
         return None
     execution = HostExecution(seams)
+    worker = WorkerQueue(seams)
+    placement = HostPlacement(seams)
+    uses = HostUses(seams, execution, placement)
     checker = host_selfcheck(lambda: execution.running is not None)
-    models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()))
+    models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()), uses=uses)
     execution.at_boundary(models.publish)
-    return Host(models, HostFiles(), HostMedia(), HostDetector(), checker, server, execution, seams)
+    execution.at_boundary(worker.drain)
+    return Host(
+        models=models,
+        files=HostFiles(seams),
+        media=HostMedia(),
+        detector=HostDetector(),
+        decoder=HostDecoder(seams),
+        checker=checker,
+        server=server,
+        execution=execution,
+        worker=worker,
+        placement=placement,
+        uses=uses,
+        seams=seams,
+    )

@@ -13,7 +13,7 @@ import comfyui_version
 import torch
 
 from ...vram.estimate.backend import Allocator, Attention, Backend, Correction, parse_version
-from .models import dynamic_vram_is_on
+from .pages import dynamic_vram_is_on
 
 logger = logging.getLogger("vram_headroom")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import execution
 from comfy_execution.utils import get_executing_context
@@ -15,13 +16,48 @@ from .seams import NODE_SPAN, PROMPT_SPAN, SeamTable
 logger = logging.getLogger("vram_headroom")
 
 
+class PromptSpan(NamedTuple):
+    """A prompt as it is handed to the executor."""
+
+    prompt_id: str
+    prompt: object
+    """API format; ComfyUI's own dict, which is not to be changed."""
+    outputs: list[str] | None
+    """Output nodes that were asked for; None: all."""
+
+
+class NodeSpan(NamedTuple):
+    """One run of one node. Two runs of a node are two spans."""
+
+    node_id: str
+    class_type: str
+    number: int
+    """Counts spans, so that two are never equal."""
+
+    @property
+    def shown_id(self) -> str:
+        """The node of the graph that it belongs to: what a node expanded into has that node's id before a dot."""
+        return self.node_id.split(".", 1)[0]
+
+
+class Watcher(Protocol):
+    """Told on the worker thread. What it raises is logged and costs no prompt."""
+
+    def prompt_started(self, span: PromptSpan) -> None: ...
+    def node_started(self, span: NodeSpan) -> None: ...
+    def node_ended(self, span: NodeSpan, error: BaseException | None) -> None: ...
+    def prompt_ended(self, span: PromptSpan) -> None: ...
+
+
 class HostExecution:
     """The running prompt and node. Read from any thread; written by the worker thread only."""
 
     def __init__(self, seams: SeamTable) -> None:
         self._running: Running | None = None
+        self._open: dict[NodeSpan, None] = {}
+        self._count = 0
+        self._watchers: list[Watcher] = []
         self._boundaries: list[Callable[[], None]] = []
-        self._starts: list[Callable[[object, str, list[str] | None], None]] = []
         seams.wrap(PROMPT_SPAN, execution.PromptExecutor, "execute", self._around_prompt)
         seams.wrap(NODE_SPAN, execution, "get_output_data", self._around_node)
 
@@ -29,13 +65,13 @@ class HostExecution:
     def running(self) -> Running | None:
         return self._running
 
-    def at_boundary(self, call: Callable[[], None]) -> None:
-        """Call this on the worker thread whenever a node or a prompt has ended."""
-        self._boundaries.append(call)
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of everything from now on, after those who came before it."""
+        self._watchers.append(watcher)
 
-    def at_start(self, call: Callable[[object, str, list[str] | None], None]) -> None:
-        """Call this on the worker thread before a prompt runs: with it, its id and the output nodes that were asked for."""
-        self._starts.append(call)
+    def at_boundary(self, call: Callable[[], None]) -> None:
+        """Call this on the worker thread whenever a node or a prompt has ended, after the watchers."""
+        self._boundaries.append(call)
 
     def current_node(self) -> str | None:
         """The node whose function is running on this thread."""
@@ -43,36 +79,98 @@ class HostExecution:
         return context.node_id if context else None
 
     def _around_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # execute(self, prompt, prompt_id, ...): the id is the third positional argument in every release seen
-        prompt_id = kwargs.get("prompt_id", args[2] if len(args) > 2 else "")
+        # execute(self, prompt, prompt_id, extra_data, execute_outputs): the same order in every release seen
+        prompt_id = str(kwargs.get("prompt_id", args[2] if len(args) > 2 else ""))
         prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
         outputs = kwargs.get("execute_outputs", args[4] if len(args) > 4 else None)
-        for call in self._starts:
-            _guarded(lambda call=call: call(prompt, str(prompt_id), outputs or None))
-        self._running = Running(str(prompt_id), None)
+        span = PromptSpan(prompt_id, prompt, list(outputs) if outputs else None)
+        for watcher in self._watchers:
+            _guarded(watcher.prompt_started, span)
+        self._running = Running(prompt_id, None)
         try:
             return original(*args, **kwargs)
         finally:
+            # an async node whose prompt was stopped never says that it has ended
+            for open_span in list(self._open):
+                self._end(open_span, None)
             self._running = None
-            self._tell()
+            for watcher in self._watchers:
+                _guarded(watcher.prompt_ended, span)
+            self._at_boundary()
 
     async def _around_node(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        node_id = kwargs.get("unique_id", args[1] if len(args) > 1 else None)
-        if self._running is not None:
-            self._running = self._running._replace(node_id=str(node_id))
+        # get_output_data(prompt_id, unique_id, obj, ...)
+        node_id = str(kwargs.get("unique_id", args[1] if len(args) > 1 else ""))
+        node = kwargs.get("obj", args[2] if len(args) > 2 else None)
+        span = self._start(node_id, type(node).__name__)
+        tasks: list[asyncio.Task[Any]] = []
+        failure: BaseException | None = None
         try:
-            return await original(*args, **kwargs)
+            result = await original(*args, **kwargs)
+            tasks = _pending(result)
+            return result
+        except BaseException as error:
+            failure = error
+            raise
         finally:
-            self._tell()
+            if tasks:
+                self._end_with(span, tasks)
+            else:
+                self._end(span, failure)
+            # a traceback that is kept keeps the node's tensors
+            failure = None
 
-    def _tell(self) -> None:
+    def _start(self, node_id: str, class_type: str) -> NodeSpan:
+        self._count += 1
+        span = NodeSpan(node_id, class_type, self._count)
+        self._open[span] = None
+        self._show_newest()
+        for watcher in self._watchers:
+            _guarded(watcher.node_started, span)
+        return span
+
+    def _end_with(self, span: NodeSpan, tasks: list[asyncio.Task[Any]]) -> None:
+        """The node has ended when its last task has."""
+        left = set(tasks)
+
+        def done(task: asyncio.Task[Any]) -> None:
+            left.discard(task)
+            if not left:
+                self._end(span, None if task.cancelled() else task.exception())
+
+        for task in tasks:
+            task.add_done_callback(done)
+
+    def _end(self, span: NodeSpan, error: BaseException | None) -> None:
+        if span not in self._open:
+            return
+        del self._open[span]
+        self._show_newest()
+        for watcher in self._watchers:
+            _guarded(watcher.node_ended, span, error)
+        self._at_boundary()
+
+    def _show_newest(self) -> None:
+        if self._running is not None:
+            newest = next(reversed(self._open), None)
+            self._running = self._running._replace(node_id=newest.node_id if newest else None)
+
+    def _at_boundary(self) -> None:
         for call in self._boundaries:
             _guarded(call)
 
 
-def _guarded(call: Callable[[], None]) -> None:
+def _pending(result: object) -> list[asyncio.Task[Any]]:
+    """Tasks of an async node that goes on: get_output_data then returns them, with True as its fourth value."""
+    match result:
+        case (list() as returned, _, _, True, *_):
+            return [task for task in returned if isinstance(task, asyncio.Task) and not task.done()]
+    return []
+
+
+def _guarded(call: Callable[..., None], *arguments: Any) -> None:
     """What is raised here would fail the node, or end ComfyUI's worker thread for good."""
     try:
-        call()
+        call(*arguments)
     except Exception:
-        logger.exception("what is known of the loaded models could not be updated")
+        logger.exception("what ComfyUI executes could not be followed")

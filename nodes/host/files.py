@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import folder_paths
 import nodes as comfy_nodes
 
 from ...vram.estimate.checkpoint import Checkpoint, CheckpointError, HeaderCache
 from ...vram.plan.types import MissingFileError
+from .seams import SUBGRAPHS, SeamTable
+
+
+class Wanted(NamedTuple):
+    """A node that another one expands into."""
+
+    name: str
+    class_type: str
+    inputs: Mapping[str, object]
 
 
 class HostFiles:
     """Finds model files where ComfyUI would, and loads them as ComfyUI does."""
 
-    def __init__(self) -> None:
+    def __init__(self, seams: SeamTable) -> None:
         self._headers = HeaderCache()
+        self._graphs = _graph_tools()
+        seams.note(SUBGRAPHS, live=self._graphs is not None)
 
     def path(self, folder: str, name: str) -> str | None:
         """Absolute path of a model file, or None if no such file is in that folder."""
@@ -47,3 +59,23 @@ class HostFiles:
         """Run a stock loader and return the one thing it loads. Raises whatever the loader raises."""
         loader = comfy_nodes.NODE_CLASS_MAPPINGS[class_name]
         return getattr(loader(), loader.FUNCTION)(**inputs)[0]
+
+    def expand(self, wanted: Sequence[Wanted], results: Sequence[str | None], unused: str) -> dict[str, Any]:
+        """What a node returns that becomes these nodes: its outputs are theirs, by name.
+
+        An output of None stops whatever needs it, with `unused` as the reason. Raises RuntimeError where nodes can't expand.
+        """
+        if self._graphs is None:
+            raise RuntimeError("this ComfyUI can't expand a node into others; use the single loaders")
+        graph = self._graphs.GraphBuilder()
+        made = {one.name: graph.node(one.class_type, one.name, **one.inputs) for one in wanted}
+        outputs = tuple(self._graphs.ExecutionBlocker(unused) if name is None else made[name].out(0) for name in results)
+        return {"result": outputs, "expand": graph.finalize()}
+
+
+def _graph_tools() -> Any:
+    try:
+        found = importlib.import_module("comfy_execution.graph_utils")
+    except ImportError:
+        return None
+    return found if hasattr(found, "GraphBuilder") and hasattr(found, "ExecutionBlocker") else None

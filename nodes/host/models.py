@@ -3,97 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import comfy.model_management as model_management
 import comfyui_version
 import nodes as comfy_nodes
 import torch
 
-from ...vram.device import Accelerator, CallbackAccelerator, MemoryReading, discover
+from ...vram.components import ComponentRole, role_of
+from ...vram.device import Accelerator, CallbackAccelerator, MemoryReading, PagedAccelerator, discover
 from ...vram.estimate.backend import NEWEST_TRACED, Backend
 from ...vram.plan.types import HeldModel, HostRules, NodeSpec
 from ...vram.status import LoadedModel, Running
+from .handle import ComfyModelHandle, OnCard, device_index
+from .pages import HostPages, dynamic_vram_is_on, is_dynamic
 from .seams import LOADED_MODELS, MEMORY_READING, SOURCE_FILES, SeamTable
+from .uses import HostUses
 
 logger = logging.getLogger("vram_headroom")
 
 
 LOADS_IN_ANY_ORDER = (0, 8, 999)
 """The last ComfyUI known to load the models of one call in the order of a Python set; 0.33 keeps the order asked for."""
-
-
-class OnCard(NamedTuple):
-    """A model on ComfyUI's list of loaded ones, as plain values. Bytes."""
-
-    key: int
-    """id of the inner model, which all clones share."""
-    name: str
-    file: str | None
-    bytes: int
-    bytes_on_card: int
-    in_use: bool
-    elastic: bool
-    device_index: int
-
-
-class ComfyModelHandle:
-    """A model that ComfyUI places. Holds it weakly: registering never keeps a model alive."""
-
-    def __init__(self, patcher: Any, models: HostModels) -> None:
-        self._model = weakref.ref(patcher.model)
-        self._key = id(patcher.model)
-        self._models = models
-        self._patcher = weakref.ref(patcher)
-        self._device_index = device_index(patcher)
-        self._bytes = int(patcher.model_size())
-        self.elastic = is_dynamic(patcher)
-
-    @property
-    def key(self) -> int:
-        return self._key
-
-    @property
-    def alive(self) -> bool:
-        return self._model() is not None
-
-    @property
-    def in_use(self) -> bool:
-        seen = self._models.find(self._key)
-        return seen is not None and seen.in_use
-
-    @property
-    def device_index(self) -> int:
-        seen = self._models.find(self._key)
-        return seen.device_index if seen is not None else self._device_index
-
-    def total_bytes(self) -> int:
-        seen = self._models.find(self._key)
-        return seen.bytes if seen is not None else self._bytes
-
-    def bytes_on_card(self) -> int:
-        seen = self._models.find(self._key)
-        return seen.bytes_on_card if seen is not None else 0
-
-    def load(self) -> int:
-        """As a node that is about to use it would: ComfyUI makes room and decides how much of it comes. Worker thread only."""
-        patcher = self._patcher()
-        if patcher is None:
-            raise RuntimeError("ComfyUI holds this model no longer; the node that loads it has to run again")
-        before = self.bytes_on_card()
-        model_management.load_models_gpu([patcher])
-        return max(0, self.bytes_on_card() - before)
-
-    def unload(self, nbytes: int | None = None) -> int:
-        """Through ComfyUI's own record of it, so that its books stay true. Worker thread only."""
-        before = self.bytes_on_card()
-        for entry in list(model_management.current_loaded_models):
-            if entry.model is not None and id(entry.model.model) == self._key and entry.model_unload(nbytes):
-                model_management.current_loaded_models.remove(entry)
-        return max(0, before - self.bytes_on_card())
 
 
 class HostModels:
@@ -104,15 +40,27 @@ class HostModels:
     """
 
     def __init__(
-        self, seams: SeamTable, running: Callable[[], Running | None], backend: Callable[[], Backend] = Backend
+        self,
+        seams: SeamTable,
+        running: Callable[[], Running | None],
+        backend: Callable[[], Backend] = Backend,
+        clock: Callable[[], float] = time.monotonic,
+        uses: HostUses | None = None,
     ) -> None:
-        """`backend` says what forwards run on; it is asked with the rules."""
+        """`backend` says what forwards run on; it is asked with the rules. `clock` counts seconds. `uses` knows which models
+        running nodes compute with."""
+        self._uses = uses
         self._running = running
         self._backend = backend
+        self._clock = clock
+        self.pages = HostPages(seams)
+        self.counts_pages = True
+        """What cards call active includes elastic weights; torch's own figures alone do not."""
         self._published: tuple[OnCard, ...] = ()
         self._specs: dict[str, tuple[object, NodeSpec]] = {}
         self._others_when_idle = 0
         self._files: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._roles: weakref.WeakKeyDictionary[Any, ComponentRole] = weakref.WeakKeyDictionary()
         self._seams = seams
         seams.note(LOADED_MODELS, live=isinstance(getattr(model_management, "current_loaded_models", None), list))
         seams.note(MEMORY_READING, live=callable(getattr(model_management, "get_free_memory", None)))
@@ -137,22 +85,69 @@ class HostModels:
     def publish(self) -> None:
         """Take the values of dynamic models. Worker thread only."""
         running = self._running() is not None
+        now = self._clock()
         self._published = tuple(
-            self._read(entry, patcher, running, None) for entry, patcher in self._entries() if is_dynamic(patcher)
+            self._read(entry, patcher, running, None)._replace(taken_at=now)
+            for entry, patcher in self._entries()
+            if is_dynamic(patcher)
         )
 
-    def held(self) -> tuple[HeldModel, ...]:
-        return tuple(HeldModel(m.file, m.name, m.bytes, m.bytes_on_card, m.elastic) for m in self.loaded())
+    def held(self, pinned: Collection[object] = ()) -> tuple[HeldModel, ...]:
+        """What is on the card, as the planner takes it. `pinned` are the models, by key, that no load makes leave."""
+        return tuple(
+            HeldModel(m.file, m.name, m.bytes, m.bytes_on_card, m.elastic, m.key in pinned and not m.elastic)
+            for m in self.loaded()
+        )
 
-    def report(self, registered: Callable[[int], bool]) -> tuple[LoadedModel, ...]:
-        return tuple(LoadedModel(m.name, m.bytes, m.bytes_on_card, registered(m.key), m.in_use) for m in self.loaded())
+    def report(self, pipeline_of: Callable[[int], str | None]) -> tuple[LoadedModel, ...]:
+        """All of them for a person to read, those that no loader of ours knows included."""
+        return tuple(self._reported(model, pipeline_of(model.key)) for model in self.loaded())
 
-    def reclaimable(self, index: int) -> int:
-        """Bytes ComfyUI would give back on this card when asked: models it does not compute with, and all elastic ones."""
+    def _reported(self, model: OnCard, pipeline: str | None) -> LoadedModel:
+        return LoadedModel(
+            key=model.key,
+            name=model.name,
+            file=None if model.file is None else os.path.basename(model.file),
+            role=self._role_of(model.key).value,
+            dtype=model.dtype,
+            bytes=model.bytes,
+            bytes_on_card=model.bytes_on_card,
+            pipeline=pipeline,
+            in_use=model.in_use,
+            elastic=model.elastic,
+            device_index=model.device_index,
+            age_seconds=0.0 if model.taken_at is None else max(0.0, self._clock() - model.taken_at),
+        )
+
+    def _role_of(self, key: int) -> ComponentRole:
+        """Found once for each model, by its class and layers."""
+        patcher = next((patcher for _, patcher in self._entries() if id(patcher.model) == key), None)
+        if patcher is None:
+            return ComponentRole.OTHER
+        if patcher.model not in self._roles:
+            self._roles[patcher.model] = role_of(type(patcher.model).__name__, patcher.model)
+        return self._roles[patcher.model]
+
+    def name_of(self, patcher: Any) -> str:
+        """The file it was loaded from, where ComfyUI knows, else the name of its class."""
+        file = self._source_file(patcher)
+        return os.path.basename(file) if file else type(patcher.model).__name__
+
+    def unload(self, wanted: Callable[[int, ComponentRole], bool]) -> int:
+        """Send loaded models that no node computes with off the card, by key and role. Worker thread only. Returns the bytes
+        freed."""
+        busy = {model.key for model in self.loaded() if model.in_use}
+        found = {id(patcher.model): patcher for _, patcher in self._entries()}
+        leaving = [patcher for key, patcher in found.items() if key not in busy and wanted(key, self._role_of(key))]
+        return sum(ComfyModelHandle(patcher, self).unload() for patcher in leaving)
+
+    def reclaimable(self, index: int, pinned: Collection[object] = ()) -> int:
+        """Bytes ComfyUI would give back on this card when asked: all elastic models, and others that it does not compute with
+        and nobody pinned."""
         return sum(
             model.bytes_on_card
             for model in self.loaded()
-            if model.device_index == index and (model.elastic or not model.in_use)
+            if model.device_index == index and (model.elastic or not (model.in_use or model.key in pinned))
         )
 
     def _entries(self) -> Iterator[tuple[Any, Any]]:
@@ -176,10 +171,16 @@ class HostModels:
             file=self._source_file(patcher),
             bytes=int(patcher.model_size()),
             bytes_on_card=int(patcher.loaded_size()),
-            in_use=running and bool(getattr(entry, "currently_used", True)),
+            in_use=running and self._in_use(key, entry),
             elastic=is_dynamic(patcher),
             device_index=device_index(patcher),
+            dtype=_dtype_of(patcher),
         )
+
+    def _in_use(self, key: int, entry: Any) -> bool:
+        if self._uses is not None and self._uses.known:
+            return key in self._uses.now()
+        return bool(getattr(entry, "currently_used", True))
 
     def _source_file(self, patcher: Any) -> str | None:
         if not self._seams.knows(SOURCE_FILES):
@@ -198,7 +199,11 @@ class HostModels:
         if device == torch.device("cpu"):
             return ()
         found = [card for card in discover() if card.kind.replace("rocm", "cuda") == device.type]
+        if len(found) == 1 and self.pages.used_by_process() is not None:
+            # torch counts neither pages nor buffers; on several cards their total can't be shared out
+            return [PagedAccelerator(found[0], self.pages.used_by_process, self._pages_on)]
         if found or not self._seams.live(MEMORY_READING):
+            self.counts_pages = False
             return found
         return (
             CallbackAccelerator(
@@ -207,6 +212,10 @@ class HostModels:
                 device.index or 0,
             ),
         )
+
+    def _pages_on(self, index: int) -> int:
+        """Bytes of elastic weights on a card at the last node boundary."""
+        return sum(model.bytes_on_card for model in self._published if model.device_index == index)
 
     def _host_reading(self, device: Any) -> MemoryReading:
         free, free_in_torch = model_management.get_free_memory(device, torch_free_too=True)
@@ -232,6 +241,7 @@ class HostModels:
             vram_state=model_management.vram_state.name,
             reserve_bytes=int(model_management.extra_reserved_memory()),
             minimum_inference_bytes=int(model_management.minimum_inference_memory()),
+            headroom_bytes=self.pages.headroom(),
             minimum_weight_ratio=float(getattr(model_management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)),
             offload_streams=max(0, int(getattr(model_management, "NUM_STREAMS", 2))),
             smart_memory=not bool(getattr(model_management, "DISABLE_SMART_MEMORY", False)),
@@ -272,24 +282,6 @@ def block_compute(device: Any) -> bool:
     return bool(ask(device)) if callable(ask) else False
 
 
-def is_dynamic(patcher: Any) -> bool:
-    """A DynamicVRAM patcher; releases before it have no such question to ask."""
-    ask = getattr(patcher, "is_dynamic", None)
-    return bool(ask()) if callable(ask) else False
-
-
-def device_index(patcher: Any) -> int:
-    return getattr(patcher.load_device, "index", None) or 0
-
-
-def dynamic_vram_is_on() -> bool:
-    try:
-        import comfy.memory_management as memory_management
-    except ImportError:
-        return False
-    return bool(getattr(memory_management, "aimdo_enabled", False))
-
-
 def bare_name(described: str) -> str:
     """The card's own name out of ComfyUI's description, `cuda:0 NAME : ALLOCATOR`."""
     found = re.fullmatch(r"\w+:\d+ (.+?) : \w+", described)
@@ -321,3 +313,9 @@ def node_spec(node: Any) -> NodeSpec:
     outputs = tuple(kind if isinstance(kind, str) else "COMBO" for kind in node.RETURN_TYPES)
     names = tuple(str(name) for name in getattr(node, "RETURN_NAMES", None) or ())
     return NodeSpec(inputs, outputs, bool(getattr(node, "OUTPUT_NODE", False)), defaults, names)
+
+
+def _dtype_of(patcher: Any) -> str:
+    ask = getattr(patcher, "model_dtype", None)
+    found = ask() if callable(ask) else getattr(patcher.model, "dtype", None)
+    return str(found).removeprefix("torch.") if isinstance(found, torch.dtype) else ""

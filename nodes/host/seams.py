@@ -35,8 +35,18 @@ class Seam(NamedTuple):
 ROUTES = Seam("routes", "official", "0.8", "no panel, no check: nothing can be asked from the browser or a script")
 MIDDLEWARE = Seam("check before queueing", "official", "0.8", "prompts are queued without a plan; the check route still works")
 PROMPT_HANDLER = Seam("prompt handler", "official", "0.8", "the verdict is not attached to queued prompts")
-PROMPT_SPAN = Seam("prompt start and end", "private", "0.8", "loaded models count as idle while a prompt runs")
-NODE_SPAN = Seam("node start and end", "private", "0.8", "the running node is not shown, elastic models are not read")
+PROMPT_SPAN = Seam("prompt start and end", "private", "0.8", "loaded models count as idle while a prompt runs, no policy acts")
+NODE_SPAN = Seam("node start and end", "private", "0.8", "the running node is not shown, elastic models are not read, no peaks")
+MODEL_LOADS = Seam("loading of models", "private", "0.8", "a text encoder stays until its prompt has ended")
+PINS = Seam("choice of who leaves the card", "private", "0.8", "a pinned model stays only as long as ComfyUI needs no room")
+IDLE_QUEUE = Seam("idle queue", "private", "0.8", "what the panel asks for waits until the next node has run")
+QUEUE_LENGTH = Seam("length of the queue", "private", "0.8", "models leave after each prompt, though another one waits")
+NODE_TEXT = Seam("text on a node", "private", "0.8", "what a node has to say is in the log only")
+TILED_DECODE = Seam("tiled VAE decode", "private", "0.8", "that ComfyUI fell back to tiles is not shown")
+SUBGRAPHS = Seam("nodes that expand", "private", "0.8", "Load WAN Pipeline can't run; the single loaders can")
+PAGES = Seam(
+    "pages of DynamicVRAM", "private", "0.16", "elastic models can't be kept on the card, and count as another program's"
+)
 LOADED_MODELS = Seam("list of loaded models", "private", "0.8", "what is loaded already counts as other programs' memory")
 MEMORY_READING = Seam("ComfyUI's memory reading", "private", "0.8", "cards that only ComfyUI can read show no numbers")
 SOURCE_FILES = Seam(

@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
-from .seams import MIDDLEWARE, PROMPT_HANDLER, ROUTES, USER_SETTINGS, SeamTable
+from .seams import MIDDLEWARE, NODE_TEXT, PROMPT_HANDLER, ROUTES, USER_SETTINGS, SeamTable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLAIM = "vram_headroom_folder"
@@ -69,6 +69,16 @@ class HostServer:
         except web.HTTPException:
             return None  # a user ComfyUI does not know
         return values.get(name) if isinstance(values, dict) else None
+
+    def say_on_node(self, node_id: str | None, text: str) -> bool:
+        """Show a line of text on a node in the browser that queued the prompt. Any thread."""
+        say = getattr(self._instance, "send_progress_text", None)
+        if not self._seams.knows(NODE_TEXT):
+            self._seams.note(NODE_TEXT, live=callable(say))
+        if node_id is None or not callable(say) or not self._seams.live(NODE_TEXT):
+            return False
+        say(text, node_id, getattr(self._instance, "client_id", None))
+        return True
 
     def on_prompt(self, handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
         """Let `handler` see and return every prompt's body before it is validated."""

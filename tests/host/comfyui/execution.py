@@ -1,6 +1,6 @@
 """Runs prompts as ComfyUI 0.33 does: the same order, messages, errors and module-global functions, own code.
 
-Not here: nodes that expand into sub-graphs, and cache providers.
+Not here: cache providers, and asynchronous nodes that run beside others.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import nodes
 import torch
 from comfy_execution.caching import CacheEntry, OutputCache, Signatures
 from comfy_execution.graph import DependencyCycleError, DynamicPrompt, ExecutionList, NodeInputError, get_input_info
-from comfy_execution.graph_utils import ExecutionBlocker, is_link
+from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder, is_link
 from comfy_execution.progress import get_progress_state, reset_progress_state
 from comfy_execution.utils import CurrentNodeContext
 from prompt_queue import PromptQueue
@@ -120,7 +120,8 @@ async def get_output_data(
     pre_execute_cb: Callable[[int], None] | None = None,
     v3_data: dict[str, Any] | None = None,
 ) -> tuple[list[Any], dict[str, Any], bool, bool]:
-    """Run one node: its outputs as lists, what it shows in the browser, and two flags that are never set here."""
+    """Run one node: its outputs as lists, what it shows in the browser, whether the outputs are graphs it expanded into, and a
+    flag that is never set here."""
     returned = await map_over_lists(
         prompt_id,
         unique_id,
@@ -133,16 +134,20 @@ async def get_output_data(
     )
     results: list[Any] = []
     shown: list[dict[str, Any]] = []
+    graphs: list[Any] = []
     for one in returned:
+        graph = None
         if isinstance(one, dict):
-            if "expand" in one:
-                raise NotImplementedError(f"node {unique_id} expands into other nodes: not part of this stand-in")
+            graph = one.get("expand")
             if "ui" in one:
                 shown.append(one["ui"])
             if "result" not in one:
                 continue
             one = one["result"]
         results.append((one,) * len(obj.RETURN_TYPES) if isinstance(one, ExecutionBlocker) else one)
+        graphs.append(graph)
+    if any(graph is not None for graph in graphs):
+        return list(zip(graphs, results, strict=True)), {}, True, False
     ui = {key: [value for part in shown for value in part[key]] for key in shown[0]} if shown else {}
     return _merge(results, obj) if results else [], ui, False, False
 
@@ -220,6 +225,8 @@ class _Run:
         self.dynprompt = DynamicPrompt(prompt)
         self.executed: set[str] = set()
         self.ui: dict[str, dict[str, Any]] = {}
+        self.expanded: dict[str, list[tuple[bool, Any]]] = {}
+        """Nodes that expanded and wait for what they became."""
 
     async def run(self, execute_outputs: list[str]) -> None:
         reset_progress_state(self.prompt_id, self.dynprompt, self.server)
@@ -271,6 +278,12 @@ class _Run:
         node = self.dynprompt.get_node(node_id)
         try:
             class_def = nodes.NODE_CLASS_MAPPINGS[node["class_type"]]
+            if node_id in self.expanded:
+                output = _merge(self._resolve(node_id, pending), class_def)
+                self.outputs.set(node_id, CacheEntry(None, output))
+                get_progress_state().finish_progress(node_id)
+                self.executed.add(node_id)
+                return ExecutionResult.SUCCESS
             get_progress_state().start_progress(node_id)
             data, missing, v3_data = get_input_data(
                 node["inputs"], class_def, node_id, pending, self.dynprompt, self.extra_data
@@ -283,11 +296,20 @@ class _Run:
             journal.note("node_start", node=node_id, class_type=node["class_type"])
             holds.reach(node_id, None, model_management.processing_interrupted)
             try:
-                output, ui, _, _ = await get_output_data(
-                    self.prompt_id, node_id, obj, data, execution_block_cb=self._blocked(node_id), v3_data=v3_data
+                output, ui, has_subgraph, _ = await get_output_data(
+                    self.prompt_id,
+                    node_id,
+                    obj,
+                    data,
+                    execution_block_cb=self._blocked(node_id),
+                    pre_execute_cb=lambda index: GraphBuilder.set_default_prefix(node_id, index, 0),
+                    v3_data=v3_data,
                 )
             finally:
                 journal.note("node_end", node=node_id)
+            if has_subgraph:
+                self._expand(node_id, output, pending)
+                return ExecutionResult.PENDING
             self._show(node_id, ui)
             self.outputs.set(node_id, CacheEntry(self.ui.get(node_id), output))
         except model_management.InterruptProcessingException as error:
@@ -300,6 +322,36 @@ class _Run:
         get_progress_state().finish_progress(node_id)
         self.executed.add(node_id)
         return ExecutionResult.SUCCESS
+
+    def _expand(self, node_id: str, returned: list[Any], pending: ExecutionList) -> None:
+        """Add what the node became; it waits until its outputs are there."""
+        added: list[str] = []
+        self.expanded[node_id] = []
+        for graph, outputs in returned:
+            self.expanded[node_id].append((graph is not None, outputs))
+            for new_id, info in (graph or {}).items():
+                self.dynprompt.add_ephemeral_node(new_id, info, node_id, info.get("override_display_id", node_id))
+                added.append(new_id)
+        self.outputs.keep_inside(node_id, added)
+        for new_id in added:
+            if getattr(nodes.NODE_CLASS_MAPPINGS[self.dynprompt.get_node(new_id)["class_type"]], "OUTPUT_NODE", False):
+                pending.add_node(new_id)
+        for is_graph, outputs in self.expanded[node_id]:
+            for value in outputs if is_graph else ():
+                if is_link(value):
+                    pending.add_strong_link(value[0], value[1], node_id)
+
+    def _resolve(self, node_id: str, pending: ExecutionList) -> list[Any]:
+        """The outputs of a node that expanded, from those of what it became."""
+        results = []
+        for is_graph, outputs in self.expanded.pop(node_id):
+            values: list[Any] = []
+            for value in outputs:
+                values.extend(
+                    pending.get_cache(value[0], node_id).outputs[value[1]] if is_graph and is_link(value) else [value]
+                )
+            results.append(tuple(values))
+        return results
 
     async def _ask_for_lazy_inputs(
         self, node_id: str, obj: Any, data: InputData, missing: dict[str, bool], pending: ExecutionList
@@ -315,14 +367,20 @@ class _Run:
 
     def _send_executing(self, node_id: str) -> None:
         if self.server.client_id is not None:
-            self.server.last_node_id = node_id
-            message = {"node": node_id, "display_node": node_id, "prompt_id": self.prompt_id}
+            shown = self.dynprompt.get_display_node_id(node_id)
+            self.server.last_node_id = shown
+            message = {"node": node_id, "display_node": shown, "prompt_id": self.prompt_id}
             self.server.send_sync("executing", message, self.server.client_id)
 
     def _show(self, node_id: str, ui: dict[str, Any]) -> None:
         if not ui:
             return
-        meta = {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
+        meta = {
+            "node_id": node_id,
+            "display_node": self.dynprompt.get_display_node_id(node_id),
+            "parent_node": self.dynprompt.get_parent_node_id(node_id),
+            "real_node_id": self.dynprompt.get_real_node_id(node_id),
+        }
         self.ui[node_id] = {"meta": meta, "output": ui}
         self._send_executed(node_id, ui)
 
@@ -333,7 +391,8 @@ class _Run:
 
     def _send_executed(self, node_id: str, output: Any) -> None:
         if self.server.client_id is not None:
-            message = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": self.prompt_id}
+            shown = self.dynprompt.get_display_node_id(node_id)
+            message = {"node": node_id, "display_node": shown, "output": output, "prompt_id": self.prompt_id}
             self.server.send_sync("executed", message, self.server.client_id)
 
     def _blocked(self, node_id: str) -> Callable[[ExecutionBlocker], ExecutionBlocker]:
@@ -382,10 +441,11 @@ class _Run:
         text: str | None = None,
     ) -> None:
         self.executor.success = False
+        real_id = self.dynprompt.get_real_node_id(node_id)
         message: dict[str, Any] = {
             "prompt_id": self.prompt_id,
-            "node_id": node_id,
-            "node_type": self.dynprompt.get_node(node_id)["class_type"],
+            "node_id": real_id,
+            "node_type": self.dynprompt.get_node(real_id)["class_type"],
             "executed": list(self.executed),
         }
         if isinstance(error, model_management.InterruptProcessingException):

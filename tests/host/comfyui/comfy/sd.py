@@ -130,7 +130,19 @@ class VAE:
             frames = -(-frames // 2)
         while tile * 2 <= max(samples.shape[3:]) and cost(frames, tile * 2) <= budget:
             tile *= 2
-        with Booked(self._decode_peak(_bounded(samples.shape, tile, tile, frames)), "VAE decode, one tile", self.device):
+        return self.decode_tiled_3d(samples, tile_t=frames, tile_x=tile, tile_y=tile, overlap=(1, tile // 4, tile // 4))
+
+    def decode_tiled_3d(
+        self,
+        samples: torch.Tensor,
+        tile_t: int = 999,
+        tile_x: int = 32,
+        tile_y: int = 32,
+        overlap: tuple[int, int, int] = (1, 8, 8),
+    ) -> torch.Tensor:
+        """In tiles of so many cells: one at a time is on the card."""
+        peak = self._decode_peak(_bounded(samples.shape, tile_x, tile_y, tile_t))
+        with Booked(peak, "VAE decode, one tile", self.device):
             return self._pixels(samples)
 
     def decode_tiled(
@@ -144,9 +156,8 @@ class VAE:
     ) -> torch.Tensor:
         cost = self.memory_used_decode(_bounded(samples.shape, tile_x, tile_y, tile_t), self.vae_dtype)
         self._load(cost)
-        peak = self._decode_peak(_bounded(samples.shape, tile_x, tile_y, tile_t))
-        with Booked(peak, "VAE decode, one tile", self.device):
-            return self._pixels(samples)
+        frames, height, width = samples.shape[2:]
+        return self.decode_tiled_3d(samples, tile_t or frames, tile_x or width, tile_y or height)
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
         """(frames, height, width, 3) to (1, channels, latent frames, h, w)."""

@@ -34,11 +34,17 @@ class Signatures:
 
     def of(self, node_id: str) -> Any:
         if node_id not in self._known:
+            parent = self._dynprompt.get_parent_node_id(node_id)
+            # a cache of its own for each node that expands, kept by that node's id and class (HierarchicalCache)
+            scope = () if parent is None else (("INSIDE", parent, self._dynprompt.get_node(parent)["class_type"]),)
             order: dict[str, int] = {}
             self._ancestors(node_id, order)
             parts = [self._own(node_id, order), *(self._own(ancestor, order) for ancestor in order)]
-            self._known[node_id] = tuple(parts)
+            self._known[node_id] = (*scope, *parts)
         return self._known[node_id]
+
+    def class_of(self, node_id: str) -> str:
+        return self._dynprompt.get_node(node_id)["class_type"]
 
     def _ancestors(self, node_id: str, order: dict[str, int]) -> None:
         if not self._dynprompt.has_node(node_id):
@@ -75,8 +81,17 @@ class OutputCache:
 
     def set_prompt(self, signatures: Signatures, node_ids: Iterable[str]) -> None:
         used = {signatures.of(node_id) for node_id in node_ids}
+        scopes = {("INSIDE", node_id, signatures.class_of(node_id)) for node_id in node_ids}
         self._signatures = signatures
-        self._entries = {key: entry for key, entry in self._entries.items() if key in used}
+        self._entries = {key: entry for key, entry in self._entries.items() if key in used or key[0] in scopes}
+
+    def keep_inside(self, parent_id: str, node_ids: Iterable[str]) -> None:
+        """Of what `parent_id` expanded into before, only what is there again stays."""
+        if self._signatures is None:
+            return
+        scope = ("INSIDE", parent_id, self._signatures.class_of(parent_id))
+        used = {self._signatures.of(node_id) for node_id in node_ids}
+        self._entries = {key: entry for key, entry in self._entries.items() if key[0] != scope or key in used}
 
     def get(self, node_id: str) -> CacheEntry | None:
         return None if self._signatures is None else self._entries.get(self._signatures.of(node_id))

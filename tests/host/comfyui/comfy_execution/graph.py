@@ -25,31 +25,43 @@ class NodeNotFoundError(Exception):
 
 
 class DynamicPrompt:
-    """The prompt being run. Nodes that expand into further nodes are not part of this stand-in."""
+    """The prompt being run, with the nodes that others expanded into."""
 
     def __init__(self, original_prompt: Prompt) -> None:
         self.original_prompt = original_prompt
+        self.ephemeral_prompt: Prompt = {}
+        self.ephemeral_parents: dict[str, str] = {}
+        self.ephemeral_display: dict[str, str] = {}
 
     def get_node(self, node_id: str) -> dict[str, Any]:
-        try:
-            return self.original_prompt[node_id]
-        except KeyError:
-            raise NodeNotFoundError(f"Node {node_id} not found") from None
+        for nodes_by_id in (self.ephemeral_prompt, self.original_prompt):
+            if node_id in nodes_by_id:
+                return nodes_by_id[node_id]
+        raise NodeNotFoundError(f"Node {node_id} not found")
 
     def has_node(self, node_id: str) -> bool:
-        return node_id in self.original_prompt
+        return node_id in self.original_prompt or node_id in self.ephemeral_prompt
+
+    def add_ephemeral_node(self, node_id: str, node_info: dict[str, Any], parent_id: str, display_id: str) -> None:
+        self.ephemeral_prompt[node_id] = node_info
+        self.ephemeral_parents[node_id] = parent_id
+        self.ephemeral_display[node_id] = display_id
 
     def get_real_node_id(self, node_id: str) -> str:
+        while node_id in self.ephemeral_parents:
+            node_id = self.ephemeral_parents[node_id]
         return node_id
 
     def get_parent_node_id(self, node_id: str) -> str | None:
-        return None
+        return self.ephemeral_parents.get(node_id)
 
     def get_display_node_id(self, node_id: str) -> str:
+        while node_id in self.ephemeral_display:
+            node_id = self.ephemeral_display[node_id]
         return node_id
 
     def all_node_ids(self) -> set[str]:
-        return set(self.original_prompt)
+        return set(self.original_prompt) | set(self.ephemeral_prompt)
 
     def get_original_prompt(self) -> Prompt:
         return self.original_prompt
@@ -107,6 +119,12 @@ class ExecutionList:
         if not self.is_cached(source):
             self.add_node(source)
             self.waits_for[node_id].add(source)
+
+    def add_strong_link(self, from_node_id: str, from_socket: int, to_node_id: str) -> None:
+        """The second node waits for the first from now on."""
+        if not self.is_cached(from_node_id):
+            self.add_node(from_node_id)
+            self.waits_for[to_node_id].add(from_node_id)
 
     def next_node(self) -> str:
         """Raises DependencyCycleError when everything waits for something."""

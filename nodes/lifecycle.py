@@ -1,0 +1,238 @@
+"""What a prompt does to pipelines as it runs: they are in use, their parts leave by their policies, nodes are measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..vram.books import Component
+from ..vram.components import ComponentRole
+from ..vram.device import DeviceReadError, peak_counter
+from ..vram.estimate.caches import vae_features, video_runtime_overhead
+from ..vram.monitor import NoAcceleratorError
+from ..vram.offloader import ActivePipelineError, PlacementError
+from ..vram.peaks import PeakLedger
+from ..vram.pins import room_for_pins
+from ..vram.plan.types import Phase, Plan
+from ..vram.policy import VideoComponentPolicy
+from ..vram.sampler import Sampler
+from ..vram.units import say_gib
+from .host.execution import NodeSpan, PromptSpan
+from .pack import Pack
+
+logger = logging.getLogger("vram_headroom")
+
+POLICY_NODE = "VRAMHeadroomComponentPolicy"
+
+
+class Ruling(NamedTuple):
+    """A policy that a node of a graph gave to a model."""
+
+    node_id: str
+    inputs: str
+    """Of the node, as text: another setting is another ruling, and the node then runs again."""
+    policy: VideoComponentPolicy
+
+
+class Lifecycle:
+    """Follows ComfyUI's worker thread. Everything here runs on it, but the sampler's looks."""
+
+    def __init__(self, pack: Pack, sampler: Sampler | None = None, peaks: PeakLedger | None = None) -> None:
+        self._pack = pack
+        self._in_use: dict[str, None] = {}
+        self._rulings: dict[object, Ruling] = {}
+        self._prompt: PromptSpan | None = None
+        self._pins_said = ""
+        self.peaks = peaks or PeakLedger(peak_counter(next(iter(pack.monitor.accelerators), None)), self._held)
+        self._sampler = sampler or Sampler(self.peaks.sample)
+        host = pack.host
+        host.execution.watch(self)
+        host.placement.before_load(self._before_load)
+        host.placement.keep_loaded(self._pinned)
+        host.worker.at_idle(self._become_idle)
+
+    def plan(self) -> Plan | None:
+        """Of the prompt that runs, as it was when it started; made now for one that was queued unchecked. None where no prompt
+        runs or it can't be planned."""
+        if self._prompt is None:
+            return None
+        found = self._pack.plans.get(self._prompt.prompt_id)
+        if found is None:
+            try:
+                found = self._pack.plan(self._prompt.prompt, self._prompt.outputs)
+            except ValueError:
+                return None
+            self._pack.plans.put(self._prompt.prompt_id, found)
+        return found
+
+    def rule(self, key: object, policy: VideoComponentPolicy, node_id: str) -> bool:
+        """A policy node's word on a registered model: it holds while that node is in the graph that runs."""
+        self._rulings[key] = Ruling(node_id, self._inputs_of(node_id), policy)
+        return self._pack.offloader.set_policy(key, policy, node_id)
+
+    # the prompt
+
+    def prompt_started(self, span: PromptSpan) -> None:
+        self._prompt = span
+        self._pins_said = ""
+        self._apply_rulings()
+        self.peaks.start_prompt(span.prompt_id)
+        if self._pack.monitor.accelerators:
+            self._sampler.start()
+
+    def prompt_ended(self, span: PromptSpan) -> None:
+        self._sampler.stop()
+        self._prompt = None
+        if not self._pack.host.worker.tells_when_idle and not self._pack.host.worker.prompts_waiting():
+            self._become_idle()
+
+    def _become_idle(self) -> None:
+        """Nothing runs and nothing waits: every use ends, and what leaves when idle does."""
+        used, self._in_use = tuple(self._in_use), {}
+        for pipeline in used:
+            try:
+                self._pack.offloader.mark_idle(pipeline)
+            except LookupError:
+                continue  # its graph has dropped it meanwhile
+        self._offload_elastic(set(used))
+
+    def _offload_elastic(self, pipelines: set[str]) -> None:
+        """No threshold moves elastic weights; where a person has said that they leave when idle, their pages do."""
+        for pipeline, component in self._pack.offloader.components():
+            if pipeline in pipelines and component.handle.elastic and component.policy.offload_when_idle:
+                try:
+                    self._pack.offloader.offload_component(component.handle.key)
+                except (PlacementError, ActivePipelineError) as error:
+                    logger.info("%s", error)
+
+    def _apply_rulings(self) -> None:
+        """Policies of nodes that are in this graph hold; where none is, what the model was registered with."""
+        offloader = self._pack.offloader
+        registered = {component.handle.key: component for _, component in offloader.components()}
+        self._rulings = {key: ruling for key, ruling in self._rulings.items() if key in registered}
+        for key, ruling in self._rulings.items():
+            if self._inputs_of(ruling.node_id) == ruling.inputs:
+                offloader.set_policy(key, ruling.policy, ruling.node_id)
+            elif registered[key].ruled_by is not None:
+                offloader.set_policy(key, None)
+
+    def _inputs_of(self, node_id: str) -> str:
+        """What a policy node of this graph is set to, in one text; empty for a node that is not there or is none."""
+        prompt = self._prompt.prompt if self._prompt else None
+        node = prompt.get(node_id) if isinstance(prompt, dict) else None
+        if not isinstance(node, dict) or node.get("class_type") != POLICY_NODE:
+            return ""
+        return repr(sorted((node.get("inputs") or {}).items(), key=lambda item: str(item[0])))
+
+    # nodes
+
+    def node_started(self, span: NodeSpan) -> None:
+        self.peaks.begin(span, span.node_id, span.class_type)
+        self._keep_elastic_pins()
+        self._note_video(span)
+
+    def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
+        self.peaks.end(span, failed=error is not None)
+        offloader, monitor = self._pack.offloader, self._pack.monitor
+        for key in self._pack.host.uses.of(span):
+            pipeline = offloader.pipeline_of(key)
+            component = self._component(key)
+            if pipeline is not None and component is not None:
+                handle = component.handle
+                monitor.record_component_vram(pipeline, component.name, handle.bytes_on_card(), handle.device_index)
+                monitor.clear_video_memory(pipeline, handle.device_index)
+
+    def _before_load(self, keys: tuple[int, ...]) -> None:
+        """Models are about to come to the card: their pipelines are in use, and before a generator comes, its text encoder
+        leaves where its policy says so."""
+        if self._prompt is None:
+            return
+        offloader = self._pack.offloader
+        for pipeline, component in self._components(keys):
+            if pipeline not in self._in_use:
+                self._in_use[pipeline] = None
+                offloader.mark_active(pipeline)
+            if component.role is ComponentRole.GENERATOR:
+                try:
+                    offloader.offload_between_uses(pipeline)
+                except PlacementError as error:
+                    logger.warning("%s", error)
+
+    # pins
+
+    def _pinned(self) -> frozenset[int]:
+        return frozenset(key for key in self._pack.offloader.pinned_keys() if isinstance(key, int))
+
+    def _keep_elastic_pins(self) -> None:
+        """ComfyUI resets all watermarks after each node, so they are set again before the next, where the plan has room."""
+        pinned = [
+            component
+            for _, component in self._pack.offloader.components()
+            if component.handle.elastic and component.policy.pin_to_gpu
+        ]
+        if not pinned:
+            return
+        wanted = sum(component.handle.total_bytes() for component in pinned)
+        plan = self.plan()
+        room = room_for_pins(plan, self._pack.host.models.rules(), self._pack.other_programs()) if plan else 0
+        if wanted > room:
+            self._say_once(
+                f"{', '.join(component.name for component in pinned)} can't be kept on the card during this prompt: "
+                f"{say_gib(wanted)} are wanted and its largest phase leaves {say_gib(room)}"
+            )
+            return
+        for component in pinned:
+            keep = getattr(component.handle, "keep_pages", None)
+            if not callable(keep) or not keep(self._pack.host.models.pages):
+                self._say_once(f"{component.name} can't be kept on the card: this ComfyUI has no way to keep pages of a model")
+
+    def _say_once(self, message: str) -> None:
+        if message != self._pins_said:
+            self._pins_said = message
+            logger.info("%s", message)
+
+    # what is measured
+
+    def _note_video(self, span: NodeSpan) -> None:
+        """The caches of a video count for its pipeline from the node that makes them until it has ended."""
+        prompt = self._prompt
+        plan = self._pack.plans.get(prompt.prompt_id) if prompt else None
+        phase = (
+            next((planned.phase for planned in plan.phases if planned.phase.node_id == span.shown_id), None) if plan else None
+        )
+        if phase is None or phase.kind not in ("sample", "vae_decode", "vae_encode"):
+            return
+        pipeline, index = self._pipeline_of(phase)
+        if pipeline is None or not phase.width or not phase.height:
+            return
+        monitor = self._pack.monitor
+        if phase.kind == "sample":
+            causal = any(model.arch.causal for model in phase.models)
+            held = video_runtime_overhead(width=phase.width, height=phase.height, frames=phase.frames or 1, causal=causal)
+            monitor.record_video_memory(pipeline, held.kv_cache, held.temporal_buffer, 0, index)
+        elif (phase.frames or 1) > 1:
+            kind = "2.2" if any(model.arch.spatial_stride == 16 for model in phase.models) else "2.1"
+            way = "decode" if phase.kind == "vae_decode" else "encode"
+            monitor.record_video_memory(pipeline, vae_cache=vae_features(kind, way, phase.width, phase.height), index=index)
+
+    def _pipeline_of(self, phase: Phase) -> tuple[str | None, int]:
+        """The pipeline that the phase's first registered model belongs to, and the card it is placed on."""
+        files = {model.file for model in phase.models}
+        found = ((name, c) for name, c in self._pack.offloader.components() if c.name in files)
+        name, component = next(found, (None, None))
+        return name, component.handle.device_index if component else 0
+
+    def _held(self) -> int | None:
+        """What this process holds on the first card."""
+        try:
+            return self._pack.monitor.snapshot().ours
+        except (NoAcceleratorError, DeviceReadError):
+            return None
+
+    def _components(self, keys: Iterable[object]) -> list[tuple[str, Component]]:
+        wanted = set(keys)
+        return [(name, c) for name, c in self._pack.offloader.components() if c.handle.key in wanted]
+
+    def _component(self, key: object) -> Component | None:
+        return next((component for _, component in self._components((key,))), None)
