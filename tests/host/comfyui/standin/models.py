@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 if TYPE_CHECKING:
-    from vram.device import Booking, SimulatedCard
-
     from comfy_aimdo.model_vbar import ModelVBAR
+
+    from vram.device import Booking, SimulatedCard
 
     from .pages import CardPages
     from .streaming import Staged
