@@ -12,6 +12,7 @@ One scenario: `{"card": bytes, "others": bytes, "extra": bytes, "calls": [[name,
 from __future__ import annotations
 
 import ctypes
+import importlib
 import itertools
 import json
 import sys
@@ -215,14 +216,13 @@ class Native:
 
 def main() -> None:
     sys.path.insert(0, sys.argv[1])
-    import comfy_aimdo.control as control
-
+    control = importlib.import_module("comfy_aimdo.control")
     if not control.init("cuda"):
         raise SystemExit("the library does not load here")
     control.set_log_none()
-    import comfy_aimdo.model_vbar as model_vbar
-    import comfy_aimdo.vram_buffer as vram_buffer
-
+    # They look at control.lib when they are imported.
+    model_vbar = importlib.import_module("comfy_aimdo.model_vbar")
+    vram_buffer = importlib.import_module("comfy_aimdo.vram_buffer")
     driver = PaperDriver()
     driver.install(control.lib)
     answers: list[list[State]] = []

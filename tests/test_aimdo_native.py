@@ -1,5 +1,8 @@
-"""The simulated pages decide what the real comfy-aimdo decides: the native library of each release, on a driver of paper, and the
-simulation take the same random calls, and after each of them hold the same pages, pins, watermarks and bytes."""
+"""The simulated pages decide what the real comfy-aimdo decides.
+
+The native library of each release, on a driver of paper, and the simulation take the same random calls, and after each of them
+hold the same pages, pins, watermarks and bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run
 import torch
 from aimdo_native import State
 from host.comfyui.standin.pages import PAGE_BYTES, Buffer, CardPages, PagesOfAModelError, Vbar
 from vram_headroom.vram.device import SimulatedCard
 
 TESTS = Path(__file__).resolve().parent
-RELEASES = ("0.4.13", "0.6.0")
 MIB = 2**20
 CALLS = 120
 
@@ -151,7 +154,7 @@ class Simulated:
 SCENARIOS = [random_scenario(seed) for seed in range(60)]
 
 
-@pytest.fixture(scope="module", params=RELEASES)
+@pytest.fixture(scope="module", params=run.aimdo_releases())
 def held_by_the_library(request: pytest.FixtureRequest) -> list[list[Any]]:
     folder = Path(sys.prefix) / f"aimdo-{request.param}"
     done = subprocess.run(
