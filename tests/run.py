@@ -17,6 +17,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = "torch==2.13.0"
 """For tests and the demo only: a release of its own, so that no newer one with gigabytes of CUDA is fetched."""
 
+AIMDO = ROOT / "tests" / "aimdo.txt"
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -55,15 +57,27 @@ def check(pytest_arguments: list[str]) -> int:
 
 
 def set_up_python() -> None:
-    requirements = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"]
+    requirements = [ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt", AIMDO]
     if up_to_date(VENV / "ready", requirements):
         return
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.check_call([*pip, TORCH])
-    subprocess.check_call([*pip, "-r", str(requirements[-1])])
+    subprocess.check_call([*pip, "-r", str(requirements[1])])
+    for release in aimdo_releases():
+        folder = VENV / f"aimdo-{release}"
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.check_call([*pip, "--no-deps", "--target", str(folder), f"comfy-aimdo=={release}"])
     stamp(VENV / "ready", requirements)
+
+
+def aimdo_releases() -> list[str]:
+    """Those of tests/aimdo.txt, where comfy-aimdo is made for this system at all."""
+    lines = AIMDO.read_text("utf-8").splitlines()
+    return [
+        line.partition("==")[2] for line in lines if line.startswith("comfy-aimdo==") and sys.platform in ("linux", "win32")
+    ]
 
 
 def set_up_node() -> None:

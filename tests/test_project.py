@@ -13,7 +13,17 @@ import pytest
 import tomllib
 from loadpack import ROOT, load_pack
 
-HOST_MODULES = {"comfy", "comfy_execution", "comfy_api", "comfyui_version", "server", "execution", "folder_paths", "nodes"}
+HOST_MODULES = {
+    "comfy",
+    "comfy_aimdo",
+    "comfy_execution",
+    "comfy_api",
+    "comfyui_version",
+    "server",
+    "execution",
+    "folder_paths",
+    "nodes",
+}
 
 
 TEST_ONLY = {"diffusers", "transformers", "accelerate", "pytest", "hypothesis"}

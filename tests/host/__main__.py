@@ -24,6 +24,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.host", description=__doc__)
     parser.add_argument("--vram-gb", type=float, default=16.0, help="size of the simulated card in GiB; 0: no GPU")
     parser.add_argument("--others-gb", type=float, default=0.0, help="what other programs hold of it")
+    parser.add_argument("--dynamic-vram", action="store_true", help="models in comfy-aimdo's pages, as on NVIDIA cards")
+    parser.add_argument("--aimdo", default="0.4.13", help="the comfy-aimdo to play: 0.4.13 or 0.6.0")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8188, help="0: any that is free")
     parser.add_argument("--step-seconds", type=float, default=0.2, help="how long one forward takes, to watch it")
@@ -87,6 +89,8 @@ def main() -> None:
                 others_bytes=int(options.others_gb * GIB),
                 step_seconds=options.step_seconds,
                 template=options.template or None,
+                dynamic=options.dynamic_vram,
+                aimdo=options.aimdo,
             )
         )
         importlib.import_module("standin.example").write_example_image(base / "input" / "example.png")

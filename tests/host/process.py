@@ -81,8 +81,13 @@ def start_host(
     custom_nodes: Sequence[Path] = (),
     pack: bool = True,
     step_seconds: float = 0.0,
+    dynamic: bool = False,
+    aimdo: str = "0.4.13",
 ) -> HostProcess:
-    """Returns once the host answers. Raises RuntimeError with its log when it does not come up."""
+    """Returns once the host answers. Raises RuntimeError with its log when it does not come up.
+
+    `dynamic`: with DynamicVRAM, on a simulation of that release of comfy-aimdo.
+    """
     command = [sys.executable, "-m", "tests.host", "--port", "0", "--verbose"]
     command += ["--vram-gb", str(vram_gb), "--others-gb", str(others_gb), "--step-seconds", str(step_seconds)]
     command += ["--template", template]
@@ -90,6 +95,8 @@ def start_host(
         command += ["--models", str(models)]
     for folder in custom_nodes:
         command += ["--custom-nodes", str(folder)]
+    if dynamic:
+        command += ["--dynamic-vram", "--aimdo", aimdo]
     if not pack:
         command.append("--no-pack")
     errors = tempfile.NamedTemporaryFile("w", suffix=".log", delete=False)  # noqa: SIM115 - closed by stop()

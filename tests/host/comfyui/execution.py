@@ -13,7 +13,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+import comfy.memory_management as memory_management
 import comfy.model_management as model_management
+import comfy_aimdo.model_vbar
 import nodes
 import torch
 from comfy_execution.caching import CacheEntry, OutputCache, Signatures
@@ -306,6 +308,10 @@ class _Run:
                     v3_data=v3_data,
                 )
             finally:
+                if memory_management.aimdo_enabled:
+                    # 0.33, execution.py:546-552
+                    model_management.reset_cast_buffers()
+                    comfy_aimdo.model_vbar.vbars_reset_watermark_limits()
                 journal.note("node_end", node=node_id)
             if has_subgraph:
                 self._expand(node_id, output, pending)

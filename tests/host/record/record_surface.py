@@ -15,6 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+try:
+    from .introspect import ABSENT
+except ImportError:  # run by path
+    from introspect import ABSENT
+
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / "data" / "surface.json"
 
@@ -28,6 +33,13 @@ def inspect_modules(root: Path, python: str, first: Path | None = None) -> dict[
         if done.returncode or not out.exists():
             raise RuntimeError(f"introspection of {root.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         return json.loads(out.read_text(encoding="utf-8"))
+
+
+def as_shipped(found: dict[str, str], checkout: Path) -> dict[str, str]:
+    """Without comfy-aimdo where this ComfyUI does not ask for it, though the Python it is inspected with may have it."""
+    if "comfy-aimdo" in (checkout / "requirements.txt").read_text(encoding="utf-8"):
+        return found
+    return {name: ABSENT if name.partition(".")[0] == "comfy_aimdo" else entry for name, entry in found.items()}
 
 
 def version_of(checkout: Path) -> str:
@@ -52,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     checkout = options.comfyui.resolve()
     recorded = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-    recorded[version_of(checkout)] = inspect_modules(checkout, options.python)
+    recorded[version_of(checkout)] = as_shipped(inspect_modules(checkout, options.python), checkout)
     DATA.write_text(dump(recorded), encoding="utf-8")
 
 

@@ -6,9 +6,9 @@ import torch
 from standin import peaks
 from standin.card import Booked
 from standin.models import CLIPVisionModelProjection, ModelFile, build
+from standin.streaming import forward
 
-from . import model_management
-from .model_patcher import ModelPatcher
+from . import model_management, model_patcher
 
 
 class Output(dict[str, Any]):
@@ -26,11 +26,13 @@ class ClipVisionModel:
         self.model = model
         self.load_device = model_management.text_encoder_device()
         self.dtype = model_management.text_encoder_dtype(self.load_device)
-        self.patcher = ModelPatcher(model, self.load_device, model_management.text_encoder_offload_device())
+        offload_device = model_management.text_encoder_offload_device()
+        self.patcher = model_patcher.CoreModelPatcher(model, self.load_device, offload_device)
 
     def encode_image(self, image: torch.Tensor, crop: bool = True) -> Output:
         model_management.load_model_gpu(self.patcher)
-        with Booked(peaks.CLIP_VISION_BYTES * image.shape[0], "CLIP vision activations", self.load_device):
+        activations = Booked(peaks.CLIP_VISION_BYTES * image.shape[0], "CLIP vision activations", self.load_device)
+        with activations, forward(self.patcher):
             hidden = self.model(image[..., :3].movedim(-1, 1).float())
         return Output(last_hidden_state=hidden, image_embeds=hidden[:, 0], penultimate_hidden_states=hidden)
 

@@ -1,3 +1,3 @@
-"""DynamicVRAM is off here: the stand-in plays the legacy model management."""
+"""Whether DynamicVRAM is on: standin/dynamic.py sets it, as ComfyUI's main.py does."""
 
 aimdo_enabled = False

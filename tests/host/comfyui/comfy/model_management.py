@@ -4,6 +4,7 @@ Every name, signature and constant is that of ComfyUI 0.33; what a GPU would do 
 """
 
 import gc
+import itertools
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
+from comfy_aimdo.vram_buffer import VRAMBuffer
 from standin.card import CARD_DEVICE, CPU, GIB, card, on_card
 from standin.holds import holds
 from standin.journal import journal
@@ -239,6 +241,8 @@ def unet_offload_device() -> torch.device:
 
 
 def unet_inital_load_device(parameters: float, dtype: torch.dtype) -> torch.device:
+    if memory_management.aimdo_enabled:
+        return CPU
     device = get_torch_device()
     if vram_state in (VRAMState.HIGH_VRAM, VRAMState.SHARED):
         return device
@@ -251,7 +255,8 @@ def text_encoder_offload_device() -> torch.device:
 
 
 def text_encoder_device() -> torch.device:
-    return get_torch_device() if vram_state in (VRAMState.HIGH_VRAM, VRAMState.NORMAL_VRAM) else CPU
+    wanted = vram_state in (VRAMState.HIGH_VRAM, VRAMState.NORMAL_VRAM) or memory_management.aimdo_enabled
+    return get_torch_device() if wanted else CPU
 
 
 def text_encoder_initial_device(load_device: torch.device, offload_device: torch.device, model_size: float = 0) -> torch.device:
@@ -414,7 +419,10 @@ def free_memory(
     pins_required: float = 0,
     ram_required: float = 0,
 ) -> list[LoadedModel]:
-    """Unload until so much is free: models already offloaded in part first, then the least referenced, then the smallest."""
+    """Unload until so much is free: models already offloaded in part first, then the least referenced, then the smallest.
+
+    For the sake of dynamic models no dynamic one is unloaded: their pages give way by themselves (0.33, line 884).
+    """
     cleanup_models_gc()
     candidates = []
     for index in reversed(range(len(current_loaded_models))):
@@ -427,6 +435,9 @@ def free_memory(
     for *_, index in sorted(candidates):
         to_free = 0 if device is None else memory_required - get_free_memory(device)
         entry = current_loaded_models[index]
+        if entry.model.is_dynamic() and for_dynamic:
+            memory_required -= entry.model.loaded_size()
+            to_free = 0
         if to_free > 0:
             name, before = entry.model.model.__class__.__name__, entry.model_loaded_memory()
             gone = entry.model_unload(to_free)
@@ -460,11 +471,12 @@ def load_models_gpu(
     for entry in entries:
         needed[entry.device] = needed.get(entry.device, 0) + entry.model_memory_required(entry.device)
     on_accelerator = [device for device in needed if device != CPU]
+    all_dynamic = all(model.is_dynamic() for model in models)
     for device in on_accelerator:
-        free_memory(needed[device] * 1.1 + extra_memory, device)
+        free_memory(needed[device] * 1.1 + extra_memory, device, for_dynamic=all_dynamic)
     for device in on_accelerator:
         if get_free_memory(device) < minimum_memory_required:
-            free_memory(minimum_memory_required, device)
+            free_memory(minimum_memory_required, device, for_dynamic=all_dynamic)
     for entry in entries:
         budget = 0.0 if force_full_load else _weight_budget(entry, minimum_memory_required)
         entry.model_load(budget, force_patch_weights=force_patch_weights)
@@ -514,6 +526,40 @@ def load_model_gpu(model: Any) -> None:
 def unload_all_models() -> None:
     for device in get_all_torch_devices():
         free_memory(1e30, device)
+
+
+# Streams and their buffers, copies in pinned RAM: DynamicVRAM's.
+
+STREAM_AIMDO_CAST_BUFFERS: dict[int, VRAMBuffer] = {}
+DEFAULT_AIMDO_CAST_BUFFER_RESERVATION_SIZE = 16 * GIB
+TOTAL_PINNED_MEMORY = 0
+_stream_turns = itertools.count()
+
+
+def get_offload_stream(device: torch.device) -> int:
+    """The streams take turns. (A number here.)"""
+    return next(_stream_turns) % NUM_STREAMS
+
+
+def get_aimdo_cast_buffer(offload_stream: int, device: torch.device) -> VRAMBuffer:
+    buffer = STREAM_AIMDO_CAST_BUFFERS.get(offload_stream)
+    if buffer is None:
+        buffer = VRAMBuffer(DEFAULT_AIMDO_CAST_BUFFER_RESERVATION_SIZE, device.index)
+        STREAM_AIMDO_CAST_BUFFERS[offload_stream] = buffer
+    return buffer
+
+
+def reset_cast_buffers() -> None:
+    """After every node: the buffers go, and no dynamic model counts as being worked with (0.33, line 1418)."""
+    for entry in current_loaded_models:
+        if entry.model is not None and entry.model.is_dynamic():
+            entry.model.model.dynamic_pins[entry.model.load_device]["active"] = False
+    STREAM_AIMDO_CAST_BUFFERS.clear()
+
+
+def ensure_pin_budget(size: int, evict_active: bool = False, loaded: bool = False) -> bool:
+    """Copies are made while 2 GiB of RAM stay available (0.33, line 710). The real one drops other models' copies first."""
+    return RAM_BYTES - TOTAL_PINNED_MEMORY - size >= 2 * GIB
 
 
 # The switch that ends a run.

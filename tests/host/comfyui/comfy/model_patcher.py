@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from standin.card import card, on_card
+from comfy_aimdo.model_vbar import ModelVBAR, vbars_analyze
+from standin.card import CPU, memory, on_card
 from standin.models import StandInModel
+from standin.streaming import Staged
 
-from . import model_management
+from . import memory_management, model_management
 from .patcher_extension import CallbacksMP, Registry, copy_nested_dicts
 
 
@@ -63,7 +65,9 @@ class ModelPatcher:
         return 0
 
     def get_free_memory(self, device: torch.device) -> int:
-        return model_management.get_free_memory(device)
+        """Pages count as free here: they leave for whatever needs the room."""
+        pages = vbars_analyze() if memory_management.aimdo_enabled else 0
+        return model_management.get_free_memory(device) + pages
 
     def memory_required(self, input_shape: Any) -> float:
         return self.model.memory_required(input_shape=input_shape)
@@ -97,7 +101,16 @@ class ModelPatcher:
         return list(patches)
 
     def clone(self, disable_dynamic: bool = False, model_override: Any = None, force_deepcopy: bool = False) -> ModelPatcher:
-        other = self.__class__(self.model, self.load_device, self.offload_device, self.model_size(), self.weight_inplace_update)
+        model: StandInModel = self.model if model_override is None else model_override[0]
+        kind = self.__class__
+        if self.is_dynamic() and disable_dynamic:
+            kind = ModelPatcher
+            if model_override is None:
+                if self.cached_patcher_init is None:
+                    raise RuntimeError("Cannot create non-dynamic delegate: cached_patcher_init is not initialized.")
+                load, arguments = self.cached_patcher_init[:2]
+                model = load(*arguments, disable_dynamic=True).model
+        other = kind(model, self.load_device, self.offload_device, self.model_size(), self.weight_inplace_update)
         other.patches = {key: list(patches) for key, patches in self.patches.items()}
         other.patches_uuid = self.patches_uuid
         other.object_patches = dict(self.object_patches)
@@ -192,12 +205,12 @@ class ModelPatcher:
             callback(self, unpatch_all)
         return self.model
 
-    def _place(self, nbytes: int, device: torch.device) -> None:
+    def _place(self, nbytes: int, device: torch.device, what: str = "weights") -> None:
         """Hold `nbytes` of the weights on `device`, and say so in the card's books."""
-        model, the_card = self.model, card()
+        model, the_card = self.model, memory()
         if the_card is not None:
             if on_card(device) and model.booking is None and nbytes > 0:
-                model.booking = the_card.allocate(nbytes, f"{model.__class__.__name__} weights ({model.file.name})")
+                model.booking = the_card.allocate(nbytes, f"{model.__class__.__name__} {what} ({model.file.name})")
                 model.finalizer = weakref.finalize(model, the_card.release, model.booking)
             elif model.booking is not None and on_card(device) and nbytes > 0:
                 the_card.resize(model.booking, nbytes)
@@ -257,6 +270,170 @@ class ModelPatcher:
         self.model.current_patcher = None
         for callback in self.get_all_callbacks(CallbacksMP.ON_CLEANUP):
             callback(self)
+
+
+PIN_SUBSETS = ["weights-loaded", "patches-loaded", "weights", "patches"]
+
+
+class ModelPatcherDynamic(ModelPatcher):
+    """ComfyUI's handle of a model in comfy-aimdo's pages (0.33, model_patcher.py:1749): a load only stages it and makes it the
+    most important one; its forwards bring the layers (standin/streaming.py)."""
+
+    def __new__(cls, model: Any = None, load_device: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if load_device is not None and model_management.is_device_cpu(load_device):
+            return ModelPatcher(model, load_device, *args, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        model: StandInModel,
+        load_device: torch.device,
+        offload_device: torch.device,
+        size: int = 0,
+        weight_inplace_update: bool = False,
+    ) -> None:
+        super().__init__(model, load_device, offload_device, size, weight_inplace_update)
+        if not hasattr(model, "dynamic_vbars"):
+            model.dynamic_vbars, model.dynamic_pins, model.dynamic_patchers = {}, {}, set()
+        self.register_load_device(load_device)
+        model.dynamic_patchers.add(id(self))
+
+    def __del__(self) -> None:
+        patchers = getattr(getattr(self, "model", None), "dynamic_patchers", set())
+        if id(self) in patchers:
+            patchers.discard(id(self))
+            if not patchers:
+                self.unpin_all_weights()
+            self.detach(unpatch_all=False)
+
+    def register_load_device(self, device: torch.device) -> None:
+        self.model.dynamic_pins.setdefault(device, {"failed": False, "active": False, "current_prompt": False})
+
+    def is_dynamic(self) -> bool:
+        return True
+
+    def set_in_use_by_current_prompt(self, in_use: bool) -> None:
+        self.model.dynamic_pins[self.load_device]["current_prompt"] = in_use
+
+    def _vbar_get(self, create: bool = False) -> ModelVBAR | None:
+        """Ten times the model's size in addresses, of which comfy-aimdo gives no more than the card has (:1805)."""
+        vbars = self.model.dynamic_vbars
+        if create and self.load_device not in vbars and self.load_device != CPU:
+            vbar = ModelVBAR(self.model_size() * 10, self.load_device.index)
+            vbar._vbar.label = f"{self.model.__class__.__name__} weights ({self.model.file.name})"
+            vbars[self.load_device] = vbar
+        return vbars.get(self.load_device)
+
+    def loaded_size(self) -> int:
+        """Whole resident pages and the small weights beside them (:1809)."""
+        vbar = self._vbar_get()
+        return (0 if vbar is None else vbar.loaded_size()) + self.model.model_loaded_weight_memory
+
+    def loaded_ram_size(self) -> int:
+        return 0 if self.model.staged is None else self.model.staged.ram_bytes
+
+    def pinned_memory_size(self) -> int:
+        return self.loaded_ram_size()
+
+    def memory_required(self, input_shape: Any) -> float:
+        return super().memory_required(input_shape=input_shape) * 1.3 + 2**30
+
+    def pin_weight_to_device(self, key: str) -> None:
+        raise RuntimeError("pin_weight_to_device: a dynamic model's weights are pinned when they are used")
+
+    def unpin_weight(self, key: str) -> None:
+        raise RuntimeError("unpin_weight: a dynamic model's weights are pinned when they are used")
+
+    def unpin_all_weights(self) -> None:
+        self.partially_unload_ram(1e32)
+
+    def load(
+        self,
+        device_to: torch.device | None = None,
+        lowvram_model_memory: float = 0,
+        force_patch_weights: bool = False,
+        full_load: bool = False,
+        dirty: bool = False,
+    ) -> None:
+        """Nothing comes onto the card but the small weights; budgets are ignored (:1853-2035)."""
+        assert not force_patch_weights
+        assert not full_load
+        assert device_to == self.load_device
+        self.restore_loaded_backups()
+        vbar = self._vbar_get(create=True)
+        assert vbar is not None
+        self.model.dynamic_pins[self.load_device].update(failed=False, active=True)
+        vbar.prioritize()
+        if self.model.staged is None:
+            self.model.staged = Staged(self.model, vbar)
+        if dirty:
+            self.model.staged.forget_contents()
+        self._place(self.model.staged.forced_bytes, self.load_device, "small weights")
+        logging.info(
+            "Model %s prepared for dynamic VRAM loading. %dMB Staged. %d patches attached. Force pre-loaded weights: %d KB.",
+            self.model.__class__.__name__,
+            self.model.staged.nbytes // 2**20,
+            len(self.patches),
+            self.model.staged.forced_bytes // 1024,
+        )
+        self.model.current_weight_patches_uuid = self.patches_uuid
+        for callback in self.get_all_callbacks(CallbacksMP.ON_LOAD):
+            callback(self, device_to, lowvram_model_memory, force_patch_weights, full_load)
+
+    def restore_loaded_backups(self) -> int:
+        restored = self.model.model_loaded_weight_memory
+        self._place(0, self.model.device or self.load_device, "small weights")
+        return restored
+
+    def partially_load(self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False) -> Any:
+        """None, where a legacy patcher tells how much came (:2141)."""
+        assert not force_patch_weights
+        dirty = self.model.current_weight_patches_uuid not in (None, self.patches_uuid)
+        self.unpatch_model(self.offload_device, unpatch_weights=False)
+        try:
+            self.load(device_to, dirty=dirty)
+        except Exception:
+            self.detach()
+            raise
+
+    def partially_unload(
+        self, device_to: torch.device | None, memory_to_free: float = 0, force_patch_weights: bool = False
+    ) -> int:
+        """Pages from the top, then the small weights; copies in RAM stay (:2037)."""
+        assert not force_patch_weights
+        vbar = self._vbar_get()
+        freed = 0 if vbar is None else vbar.free_memory(memory_to_free)
+        return freed + (self.restore_loaded_backups() if freed < memory_to_free else 0)
+
+    def partially_unload_ram(self, ram_to_unload: float, subsets: list[str] = PIN_SUBSETS) -> int:
+        """Copies in pinned RAM; the next load of these layers reads the file again (:2099)."""
+        return 0 if self.model.staged is None else self.model.staged.drop_copies(ram_to_unload, subsets)
+
+    def patch_model(
+        self,
+        device_to: Any = None,
+        lowvram_model_memory: float = 0,
+        load_weights: bool = True,
+        force_patch_weights: bool = False,
+    ) -> StandInModel:
+        assert not load_weights
+        return self.model
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        """With the weights: copies in RAM and pages both (:2132)."""
+        if unpatch_weights:
+            self.partially_unload_ram(1e32)
+            self.partially_unload(None, 1e32)
+
+    def detach(self, unpatch_all: bool = True) -> StandInModel:
+        if unpatch_all:
+            self.unpatch_model(self.offload_device, unpatch_weights=True)
+        for callback in self.get_all_callbacks(CallbacksMP.ON_DETACH):
+            callback(self, unpatch_all)
+        return self.model
+
+    def get_non_dynamic_delegate(self) -> ModelPatcher:
+        return self.clone(disable_dynamic=True)
 
 
 CoreModelPatcher = ModelPatcher

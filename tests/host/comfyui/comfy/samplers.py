@@ -8,6 +8,7 @@ from comfy_execution.utils import get_executing_context
 from standin import peaks, settings
 from standin.card import Booked
 from standin.holds import holds
+from standin.streaming import forward
 
 from . import model_management, sampler_helpers
 from .model_patcher import ModelPatcher
@@ -177,10 +178,11 @@ def _apply_model(
     model_options: dict[str, Any],
 ) -> torch.Tensor:
     def diffusion_model(x: torch.Tensor, t: torch.Tensor, c_concat: Any = None, c_crossattn: Any = None) -> Any:
-        _take_time(model_options.get(STEP, 0))
-        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, model_options, is_model_options=True)
-        executor = WrapperExecutor.new_class_executor(model.apply_model, model.diffusion_model, wrappers)
-        return executor.execute(x, t, c_concat, c_crossattn)
+        with forward(model.current_patcher):
+            _take_time(model_options.get(STEP, 0))
+            wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, model_options, is_model_options=True)
+            executor = WrapperExecutor.new_class_executor(model.apply_model, model.diffusion_model, wrappers)
+            return executor.execute(x, t, c_concat, c_crossattn)
 
     wrappers = get_all_wrappers(WrappersMP.APPLY_MODEL, model_options, is_model_options=True)
     times = timestep.expand(x.shape[0])

@@ -12,8 +12,9 @@ import torch
 from standin import peaks
 from standin.card import Booked, on_card
 from standin.models import WAN21, ModelFile, WanTEModel, WanVAE, build
+from standin.streaming import forward
 
-from . import model_management
+from . import model_management, model_patcher
 from .model_patcher import ModelPatcher
 
 
@@ -23,7 +24,12 @@ class CLIPType(Enum):
 
 
 class CLIP:
-    def __init__(self, model: WanTEModel | None = None, model_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: WanTEModel | None = None,
+        model_options: dict[str, Any] | None = None,
+        disable_dynamic: bool = False,
+    ) -> None:
         if model is None:
             return
         options = model_options or {}
@@ -31,7 +37,8 @@ class CLIP:
         offload_device = options.get("offload_device", model_management.text_encoder_offload_device())
         self.cond_stage_model = model
         model.dtype = torch.float16 if on_card(load_device) else torch.float32
-        self.patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+        kind = _patcher_class(disable_dynamic)
+        self.patcher = kind(model, load_device=load_device, offload_device=offload_device)
         self.patcher.is_clip = True
         size = self.patcher.model_size()
         if model_management.text_encoder_initial_device(load_device, offload_device, size) == load_device:
@@ -54,7 +61,8 @@ class CLIP:
 
     def encode_from_tokens(self, tokens: list[int], return_pooled: bool = False, return_dict: bool = False) -> Any:
         self.load_model(tokens)
-        with Booked(peaks.UMT5_BYTES, "text encoder activations", self.patcher.load_device):
+        activations = Booked(peaks.UMT5_BYTES, "text encoder activations", self.patcher.load_device)
+        with activations, forward(self.patcher):
             cond = self.cond_stage_model.encode_token_weights(tokens)
         if return_dict:
             return {"cond": cond, "pooled_output": None}
@@ -67,7 +75,13 @@ class CLIP:
 
 
 class VAE:
-    def __init__(self, model: WanVAE, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: WanVAE,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        disable_dynamic: bool = False,
+    ) -> None:
         self.first_stage_model = model
         self.device = model_management.vae_device() if device is None else device
         self.output_device = model_management.intermediate_device()
@@ -77,7 +91,7 @@ class VAE:
         self.latent_dim = 3
         self.disable_offload = False
         self.size: int | None = None
-        self.patcher = ModelPatcher(model, self.device, model_management.vae_offload_device())
+        self.patcher = _patcher_class(disable_dynamic)(model, self.device, model_management.vae_offload_device())
 
     def model_size(self) -> int:
         self.size = self.patcher.model_size()
@@ -111,7 +125,7 @@ class VAE:
         memory_used = self.memory_used_decode(samples_in.shape, self.vae_dtype)
         with _tiled_instead() as out_of_memory:
             self._load(memory_used)
-            with Booked(self._decode_peak(samples_in.shape), "VAE decode", self.device):
+            with Booked(self._decode_peak(samples_in.shape), "VAE decode", self.device), forward(self.patcher, _decodes):
                 return self._pixels(samples_in)
         if out_of_memory:
             logging.warning("Warning: Ran out of memory when regular VAE decoding, retrying with tiled VAE decoding.")
@@ -142,7 +156,7 @@ class VAE:
     ) -> torch.Tensor:
         """In tiles of so many cells: one at a time is on the card."""
         peak = self._decode_peak(_bounded(samples.shape, tile_x, tile_y, tile_t))
-        with Booked(peak, "VAE decode, one tile", self.device):
+        with Booked(peak, "VAE decode, one tile", self.device), forward(self.patcher, _decodes):
             return self._pixels(samples)
 
     def decode_tiled(
@@ -167,12 +181,12 @@ class VAE:
         memory_used = self.memory_used_encode(pixels.shape, self.vae_dtype)
         with _tiled_instead() as out_of_memory:
             self._load(memory_used)
-            with Booked(self._encode_peak(pixels.shape), "VAE encode", self.device):
+            with Booked(self._encode_peak(pixels.shape), "VAE encode", self.device), forward(self.patcher, _encodes):
                 return self.first_stage_model.encode(pixels)
         if out_of_memory:
             logging.warning("Warning: Ran out of memory when regular VAE encoding, retrying with tiled VAE encoding.")
         tile = self._encode_peak((1, 3, pixels.shape[2], 256, 256))
-        with Booked(tile, "VAE encode, one tile", self.device):
+        with Booked(tile, "VAE encode, one tile", self.device), forward(self.patcher, _encodes):
             return self.first_stage_model.encode(pixels)
 
     def encode_tiled(
@@ -188,7 +202,7 @@ class VAE:
         cost = self.memory_used_encode((1, 3, pixels.shape[2], tile_y, tile_x), self.vae_dtype)
         self._load(cost)
         peak = self._encode_peak((1, 3, pixels.shape[2], tile_y, tile_x))
-        with Booked(peak, "VAE encode, one tile", self.device):
+        with Booked(peak, "VAE encode, one tile", self.device), forward(self.patcher, _encodes):
             return self.first_stage_model.encode(pixels)
 
     def _decode_peak(self, shape: Any) -> int:
@@ -233,6 +247,18 @@ def _bounded(shape: Any, tile_x: int | None, tile_y: int | None, tile_t: int | N
     )
 
 
+def _patcher_class(disable_dynamic: bool) -> type[ModelPatcher]:
+    return ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
+
+
+def _decodes(layer: str) -> bool:
+    return not layer.startswith(("encoder.", "conv1"))
+
+
+def _encodes(layer: str) -> bool:
+    return not layer.startswith(("decoder.", "conv2"))
+
+
 def load_diffusion_model(
     unet_path: str,
     model_options: dict[str, Any] = {},  # noqa: B006
@@ -244,7 +270,7 @@ def load_diffusion_model(
     device = model_management.get_torch_device()
     model: WAN21 = build(WAN21, file)
     model.dtype = model_management.unet_dtype(device)
-    patcher = ModelPatcher(model, device, model_management.unet_offload_device())
+    patcher = _patcher_class(disable_dynamic)(model, device, model_management.unet_offload_device())
     patcher.cached_patcher_init = (load_diffusion_model, (unet_path, model_options))
     return patcher
 
@@ -259,7 +285,7 @@ def load_clip(
     file = ModelFile(ckpt_paths[0])
     if not file.is_text_encoder:
         raise RuntimeError(f"ERROR: the stand-in knows only UMT5 text encoders, and {file.name} is none")
-    clip = CLIP(build(WanTEModel, file), model_options)
+    clip = CLIP(build(WanTEModel, file), model_options, disable_dynamic)
     clip.patcher.cached_patcher_init = (
         load_clip_model_patcher,
         (ckpt_paths, embedding_directory, clip_type, model_options),
@@ -277,14 +303,14 @@ def load_clip_model_patcher(
     return load_clip(ckpt_paths, embedding_directory, clip_type, model_options, disable_dynamic).patcher
 
 
-def load_vae(vae_path: str) -> VAE:
+def load_vae(vae_path: str, disable_dynamic: bool = False) -> VAE:
     file = ModelFile(vae_path)
     if not file.is_vae:
         raise RuntimeError("ERROR: VAE is invalid: None")
-    vae = VAE(build(WanVAE, file))
+    vae = VAE(build(WanVAE, file), disable_dynamic=disable_dynamic)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (vae_path, None, None))
     return vae
 
 
 def load_vae_patcher(vae_path: str, metadata: Any, device: Any, disable_dynamic: bool = False) -> ModelPatcher:
-    return load_vae(vae_path).patcher
+    return load_vae(vae_path, disable_dynamic).patcher

@@ -9,13 +9,14 @@ import nodes
 from aiohttp import web
 from server import PromptServer
 
-from . import worker
+from . import dynamic, worker
 
 logger = logging.getLogger("standin")
 
 
 async def serve(host: str, port: int, ready: Callable[[str], None]) -> None:
     """Runs until cancelled. `ready` gets the address once it answers."""
+    dynamic.enable_if_wanted()
     server = PromptServer(asyncio.get_running_loop())
     nodes.init_builtin_nodes()
     for name, loaded in nodes.init_external_custom_nodes().items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import settings
+from .pages import CardPages
 
 if TYPE_CHECKING:
     from vram.device import Booking, SimulatedCard
@@ -37,6 +38,18 @@ def card() -> "SimulatedCard | None":
     return device.SimulatedCard(configured.vram_bytes, configured.others_bytes, name=name)
 
 
+@cache
+def pages() -> CardPages | None:
+    """comfy-aimdo's books on that card; None where the stand-in plays a ComfyUI without DynamicVRAM."""
+    the_card = card()
+    return CardPages(the_card) if settings.current().dynamic and the_card is not None else None
+
+
+def memory() -> "SimulatedCard | CardPages | None":
+    """What torch allocates from: the card, or with DynamicVRAM comfy-aimdo's hooks before it."""
+    return pages() or card()
+
+
 def on_card(device: torch.device | None) -> bool:
     return card() is not None and device == CARD_DEVICE
 
@@ -49,13 +62,13 @@ class Booked:
         self._booking: Booking | None = None
 
     def __enter__(self) -> "Booked":
-        the_card = card()
-        if the_card is not None and on_card(self._device) and self._nbytes > 0:
-            self._booking = the_card.allocate(self._nbytes, self._owner)
+        torch_memory = memory()
+        if torch_memory is not None and on_card(self._device) and self._nbytes > 0:
+            self._booking = torch_memory.allocate(self._nbytes, self._owner)
         return self
 
     def __exit__(self, *_: object) -> None:
-        the_card = card()
-        if the_card is not None and self._booking is not None:
-            the_card.release(self._booking)
+        torch_memory = memory()
+        if torch_memory is not None and self._booking is not None:
+            torch_memory.release(self._booking)
             self._booking = None

@@ -19,7 +19,12 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 if TYPE_CHECKING:
+    from comfy_aimdo.model_vbar import ModelVBAR
+
     from vram.device import Booking, SimulatedCard
+
+    from .pages import CardPages
+    from .streaming import Staged
 
 WIDTH = 32
 TEXT_WIDTH = 64
@@ -31,6 +36,15 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+
+
+class Module(NamedTuple):
+    """One module of the real model: its weight, bias and scales together."""
+
+    name: str
+    nbytes: int
+    aligned_bytes: int
+    """With each tensor rounded up to 1 KiB, as DynamicVRAM lays them out (0.33, memory_management.py, vram_aligned_size)."""
 
 
 class ModelFile:
@@ -66,6 +80,17 @@ class ModelFile:
             sizes[key.rpartition(".")[0]] += tensor.nbytes
         return tuple(sorted(sizes.values(), reverse=True))
 
+    @cached_property
+    def modules(self) -> tuple[Module, ...]:
+        """In the order of their names, block 2 before block 10: about the order in which a forward comes to them."""
+        sizes: dict[str, list[int]] = {}
+        for key, tensor in self.tensors.items():
+            sizes.setdefault(key.rpartition(".")[0], []).append(tensor.nbytes)
+        return tuple(
+            Module(name, sum(sizes[name]), sum(-(-size // 1024) * 1024 for size in sizes[name]))
+            for name in sorted(sizes, key=_numbers_as_numbers)
+        )
+
     @property
     def is_diffusion_model(self) -> bool:
         return "head.modulation" in self.tensors and "patch_embedding.weight" in self.tensors
@@ -83,8 +108,17 @@ class ModelFile:
         return any(key.startswith(("vision_model.", "visual.")) for key in self.tensors)
 
 
+def _numbers_as_numbers(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
+
+
 class StandInModel(nn.Module):
     """The module a patcher handles: a few real layers, and the books of the real file."""
+
+    # A dynamic patcher sets these three, by device and by patcher.
+    dynamic_vbars: dict[Any, "ModelVBAR"]
+    dynamic_pins: dict[Any, dict[str, bool]]
+    dynamic_patchers: set[int]
 
     def __init__(self, file: ModelFile) -> None:
         super().__init__()
@@ -96,8 +130,10 @@ class StandInModel(nn.Module):
         self.current_patcher: Any = None
         self.booking: Booking | None = None
         self.finalizer: weakref.finalize[..., Any] | None = None
+        self.staged: Staged | None = None
+        """Its layers, once a dynamic patcher has loaded it."""
 
-    def forget_booking(self, card: "SimulatedCard") -> None:
+    def forget_booking(self, card: "SimulatedCard | CardPages") -> None:
         if self.booking is not None:
             if self.finalizer is not None:
                 self.finalizer.detach()

@@ -8,6 +8,7 @@ from aiohttp import web
 from comfy import model_management
 
 from .card import card
+from .dynamic import bytes_on_card, report
 from .holds import Hold, holds
 from .journal import journal
 
@@ -50,11 +51,17 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
                     "name": entry.model.model.__class__.__name__,
                     "file": entry.model.model.file.name,
                     "bytes": entry.model_memory(),
-                    "bytes_on_card": entry.model_loaded_memory(),
+                    "bytes_on_card": bytes_on_card(entry.model),
+                    "dynamic": entry.model.is_dynamic(),
                 }
                 for entry in entries
             ]
         )
+
+    @routes.get("/_host/pages")
+    async def pages(request: web.Request) -> web.Response:
+        """comfy-aimdo's books; null without DynamicVRAM."""
+        return web.json_response(report())
 
     @routes.post("/_host/hold")
     async def hold(request: web.Request) -> web.Response:

@@ -16,6 +16,10 @@ class Settings:
     step_seconds: float = 0.0
     template: str | None = "video_wan2_2_14B_t2v"
     """The official workflow that is on the canvas when a browser comes without one of its own."""
+    dynamic: bool = False
+    """DynamicVRAM: models in comfy-aimdo's pages, ComfyUI's default on NVIDIA cards since 0.16."""
+    aimdo: str = "0.4.13"
+    """The comfy-aimdo that is played: 0.4.13, which ComfyUI 0.33 asks for, or 0.6.0."""
 
 
 _current: Settings | None = None
