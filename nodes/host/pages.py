@@ -74,9 +74,9 @@ class HostPages:
         return True
 
 
-def _pages_of(patcher: Any) -> Any:
-    found = getattr(patcher, "_vbar_get", None)
-    return found() if callable(found) else None
+def _pages_of(dynamic: Any) -> Any:
+    find = getattr(dynamic, "_vbar_get", None)
+    return find() if callable(find) else None
 
 
 def _module(name: str) -> Any:

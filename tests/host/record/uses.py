@@ -19,7 +19,7 @@ from .surface import Surface, is_comfyui
 _SAFE_AS_STRING = ("comfy.", "comfy_execution.", "folder_paths.", "comfyui_version.")
 _FORGIVING = {"ImportError", "ModuleNotFoundError", "AttributeError", "Exception", "BaseException"}
 # A variable of this name is taken to be one, whatever its annotation: patchers travel as Any.
-_BY_NAME = {"patcher": "comfy.model_patcher.ModelPatcher"}
+_BY_NAME = {"patcher": "comfy.model_patcher.ModelPatcher", "dynamic": "comfy.model_patcher.ModelPatcherDynamic"}
 _OF_ENUMS = {"name", "value", "args"}  # of enums and exceptions: Python's, not ComfyUI's
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
