@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, TypeGuard
+from typing import Final
 
 from ..estimate.pictures import PICTURE_WORK
 from .encodes import encodes, largest
-from .prompt import Graph, is_wildcard, parse_prompt
+from .prompt import Graph, is_number, is_wildcard, parse_prompt
+from .schedule import sampling_steps
 from .shapes import LATENTS, LENGTH_INPUTS, MEASURES, PICTURE_RULES, PICTURES, picture_size, whole, work_size
 from .sizes import AtMost, Size, combine, plain
 from .sizing import Sizing
@@ -44,9 +45,6 @@ REFERENCE_INPUTS: Final = {
 
 GOES_ON_INPUTS: Final = {"WanSoundImageToVideo": "ref_motion", "WanSoundImageToVideoExtend": "video_latent"}
 """Nodes whose conditioning carries the end of an earlier clip."""
-
-STEP_RANGES: Final = (("start_at_step", "end_at_step"), ("start_step", "end_step"))
-"""Widgets of samplers that run a part of the schedule: ComfyUI's and WanVideoWrapper's."""
 
 KIND_TITLES: Final[dict[PhaseKind, str]] = {
     "text_encode": "Text encoding",
@@ -292,7 +290,7 @@ def _blocks_to_swap(graph: Graph, through: Iterable[str]) -> int:
         for name, link in graph.links(node_id):
             if graph.input_type(node_id, name) == "BLOCKSWAPARGS" and link.node_id in graph.nodes:
                 value = graph.value(link.node_id, "blocks_to_swap")
-                return int(value) if _is_number(value) and value > 0 else 0
+                return int(value) if is_number(value) and value > 0 else 0
     return 0
 
 
@@ -321,38 +319,6 @@ def _title(graph: Graph, node_id: str, kind: PhaseKind, models: tuple[ModelRef, 
     return name
 
 
-def sampling_steps(graph: Graph, node_id: str) -> int | None:
-    """Steps one sampler runs: all of its schedule, or from `start_at_step` to `end_at_step` of it."""
-    owner = _owner(graph, node_id, "steps", "SIGMAS")
-    if owner is None or _is_split(graph, node_id, owner):
-        return None
-    steps = _positive(graph, owner, "steps")
-    if steps is None:
-        return None
-    spec = graph.spec(node_id)
-    inputs = {*graph.inputs(node_id), *(spec.inputs if spec else ())}
-    first: object = 0
-    last: object = steps
-    for start, end in STEP_RANGES:
-        first = graph.value(node_id, start) if start in inputs else first
-        last = graph.value(node_id, end) if end in inputs else last
-    if not _is_number(first) or not _is_number(last):
-        return None
-    # WanVideoWrapper says -1 for "to the end"
-    return max(0, (min(int(last), steps) if last >= 0 else steps) - int(first))
-
-
-def _is_split(graph: Graph, node_id: str, owner: str) -> bool:
-    """A node between the schedule and the sampler takes a part of it: how many steps that is, is not known."""
-    here: str | None = node_id
-    while here is not None and here != owner:
-        sigmas = [link.node_id for name, link in graph.links(here) if graph.input_type(here, name) == "SIGMAS"]
-        here = sigmas[0] if sigmas else None
-        if here is not None and here != owner:
-            return True
-    return False
-
-
 def guidance(graph: Graph, node_id: str) -> float | None:
     """The cfg a sampler runs with: its own widget or its guider's; a guider without one runs the positive prompt only."""
     owner = _owner(graph, node_id, "cfg", "GUIDER")
@@ -360,7 +326,7 @@ def guidance(graph: Graph, node_id: str) -> float | None:
         guided = any(graph.input_type(node_id, name) == "GUIDER" for name, _ in graph.links(node_id))
         return 1.0 if guided else None
     value = graph.value(owner, "cfg")
-    return float(value) if _is_number(value) else None
+    return float(value) if is_number(value) else None
 
 
 def _owner(graph: Graph, node_id: str, widget: str, through: str) -> str | None:
@@ -374,15 +340,3 @@ def _owner(graph: Graph, node_id: str, widget: str, through: str) -> str | None:
             return here
         here = next((link.node_id for name, link in graph.links(here) if graph.input_type(here, name) == through), None)
     return None
-
-
-def _positive(graph: Graph, node_id: str, name: str) -> int | None:
-    value = graph.value(node_id, name)
-    if not _is_number(value) or not 0 < value < 1 << 24:
-        return None
-    return int(value)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    """A number a widget may hold: neither infinite, nor NaN, nor an integer too large for any arithmetic."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18

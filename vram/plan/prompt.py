@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from .expression import ExpressionError, evaluate
 from .sizes import AtMost, Dim, Size
@@ -140,7 +140,9 @@ class Graph:
             return Unknown(f"{self.title(node_id)} has no value for {name}")
         raw = inputs[name]
         link = as_link(raw)
-        return _unwrap(raw) if link is None else self.output_value(link, hops)
+        if link is not None:
+            return self.output_value(link, hops)
+        return _as_declared(_unwrap(raw), self.input_type(node_id, name))
 
     def output_value(self, link: Link, hops: int = 0) -> object:
         """The value of an output that primitive, switch and arithmetic nodes make, or Unknown with the reason."""
@@ -345,6 +347,21 @@ def as_link(value: object) -> Link | None:
 def is_wildcard(declared: str) -> bool:
     """A type that takes whatever it is linked to."""
     return declared == "*" or declared.startswith("COMFY_MATCHTYPE") or declared.startswith("COMFY_AUTOGROW")
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """A number a widget may hold: neither infinite, nor NaN, nor an integer too large for any arithmetic."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def _as_declared(value: object, declared: str) -> object:
+    """A number that a script wrote as text, as ComfyUI reads it (execution.py, validate_inputs)."""
+    if isinstance(value, str) and declared in ("INT", "FLOAT"):
+        try:
+            return int(value) if declared == "INT" else float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _unwrap(value: object) -> object:
