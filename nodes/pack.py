@@ -10,21 +10,25 @@ from typing import Final
 
 from aiohttp import web
 
+from ..vram.components import ComponentRole
 from ..vram.monitor import VRAMMonitor
 from ..vram.offloader import VRAMOffloader
 from ..vram.plan.advice import Context, FixReport, advise, fix_report
 from ..vram.plan.cache import Bounded, ChainCache, PlanStore, Reads, content_key
 from ..vram.plan.graph import build_chain
+from ..vram.plan.placing import Key
 from ..vram.plan.planner import make_plan
 from ..vram.plan.prompt import PromptError, class_types
 from ..vram.plan.ram import SystemMemory
 from ..vram.plan.sizing import Sizing
-from ..vram.plan.types import Card, Chain, HeldModel, HostRules, Plan
+from ..vram.plan.types import Card, Chain, Earlier, HeldModel, HostRules, ModelRef, Plan
+from ..vram.policy import VideoComponentPolicy, default_policy
 from ..vram.selfcheck import report
 from ..vram.status import Status, read_status
 from ..vram.system_memory import read_system_memory
 from ..vram.units import GIB
 from .host import Host
+from .host.server import QueuedPrompt
 
 VERSION = "0.1.0"
 
@@ -48,6 +52,20 @@ REPLACEMENTS: Final = ("VAEDecodeTiled", "UnetLoaderGGUF", "CLIPLoaderGGUF")
 """Node classes that a fix may put in another's place."""
 
 
+MOST_QUEUED: Final = 8
+"""Prompts that are replayed before the one that is planned: the last ones decide what the card will hold."""
+
+OUR_LOADERS: Final = "VRAMHeadroomLoad"
+"""Begins the class of every node whose model is registered, and so placed by a policy (loaders.py)."""
+
+ROLES: Final = {
+    "generator": ComponentRole.GENERATOR,
+    "text_encoder": ComponentRole.TEXT_ENCODER,
+    "vae": ComponentRole.VAE,
+    "clip_vision": ComponentRole.CLIP_VISION,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Everything a plan depends on beside the prompt, read once: plans made from it can be compared."""
@@ -58,6 +76,10 @@ class Moment:
     card: Card | None
     memory: SystemMemory | None
     targets: tuple[str, ...] | None
+    before: tuple[Earlier, ...] = ()
+    """What the prompts that run first have still to do."""
+    queue: tuple[tuple[str, str | None], ...] = ()
+    """Their ids, and the node that runs."""
 
     @property
     def other_programs(self) -> int:
@@ -69,17 +91,19 @@ class Moment:
     def key(self, prompt: object) -> str:
         """Equal where the same answer is right: system memory is told to a quarter of a GB."""
         memory = self.memory and (self.memory.room // MEMORY_GRAIN, self.memory.swap_free // MEMORY_GRAIN)
-        return content_key(prompt, self.targets, self.rules, self.card, self.held, memory)
+        return content_key(prompt, self.targets, self.rules, self.card, self.held, memory, self.queue)
 
     def plan(self, prompt: object) -> Plan:
         """Raises PromptError when `prompt` is none."""
-        chain = self.pack.chain(prompt, self.rules, self.card, self.targets)
-        return make_plan(chain, self.card, self.rules, self.held, self.memory)
+        return self._planned(prompt, self.pack.chain(prompt, self.rules, self.card, self.targets))
 
     def try_out(self, prompt: object) -> Plan:
         """As `plan`, for one of many that nobody will ask for again: nothing of it is kept."""
-        chain = self.pack.build(prompt, self.rules, self.card or NO_CARD, self.targets)
-        return make_plan(chain, self.card, self.rules, self.held, self.memory)
+        return self._planned(prompt, self.pack.build(prompt, self.rules, self.card or NO_CARD, self.targets))
+
+    def _planned(self, prompt: object, chain: Chain) -> Plan:
+        pinned = _ruled(prompt, chain, self.rules, "pin_to_gpu")
+        return make_plan(chain, self.card, self.rules, self.held, self.memory, pinned, self.before)
 
 
 @dataclass(slots=True)
@@ -135,8 +159,13 @@ class Pack:
         return await asyncio.wait_for(work, PATIENCE_S)
 
     def plan(self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None) -> Plan:
-        """Plan an API-format prompt on the first card as it is now. Raises PromptError when it is none."""
+        """Plan an API-format prompt on the first card, as it will be when the prompts that run and wait are done. Raises
+        PromptError when it is none."""
         return self._moment(targets, margin).plan(prompt)
+
+    def plan_now(self, prompt: object, targets: Iterable[str] | None = None) -> Plan:
+        """Plan a prompt that starts this moment, whatever else waits. Raises PromptError when it is none."""
+        return self._moment(targets, None, starts=True).plan(prompt)
 
     def check(
         self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None
@@ -170,15 +199,44 @@ class Pack:
         )
         return plan, [fix_report(prompt, fix) for fix in advise(prompt, plan, moment.try_out, context)]
 
-    def _moment(self, targets: Iterable[str] | None, margin: int | None) -> Moment:
+    def _moment(self, targets: Iterable[str] | None, margin: int | None, starts: bool = False) -> Moment:
         rules = self.host.models.rules()
-        held = self.host.models.held()
+        held = self.host.models.held(self._is_pinned)
         # elastic pages lie outside torch's allocator, so they are no part of what it calls active
         weights = sum(model.bytes_on_card for model in held if not model.elastic)
         card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
         if card is not None and margin is not None:
             card = replace(card, safety_margin=margin)
-        return Moment(self, rules, held, card, read_system_memory(), None if targets is None else tuple(targets))
+        queue = () if starts else self.host.server.queued()[-MOST_QUEUED:]
+        running = self.host.execution.running
+        return Moment(
+            pack=self,
+            rules=rules,
+            held=held,
+            card=card,
+            memory=read_system_memory(),
+            targets=None if targets is None else tuple(targets),
+            before=tuple(found for item in queue if (found := self._earlier(item, rules, card)) is not None),
+            queue=tuple((item.prompt_id, running.node_id if running and item.running else None) for item in queue),
+        )
+
+    def _is_pinned(self, key: int) -> bool:
+        policy = self.offloader.policy_of(key)
+        return policy is not None and policy.pin_to_gpu
+
+    def _earlier(self, item: QueuedPrompt, rules: HostRules, card: Card | None) -> Earlier | None:
+        """What is left to do of a prompt that runs or waits; None for one that can't be planned."""
+        try:
+            chain = self.chain(item.prompt, rules, card, item.outputs or None)
+        except PromptError:
+            return None
+        running = self.host.execution.running
+        if item.running and running is not None:
+            nodes = [phase.node_id for phase in chain.phases]
+            if running.node_id in nodes:
+                chain = replace(chain, phases=chain.phases[nodes.index(running.node_id) :])
+        leaves, pinned = (_ruled(item.prompt, chain, rules, rule) for rule in ("offload_between_uses", "pin_to_gpu"))
+        return Earlier(chain, leaves, pinned)
 
     def chain(self, prompt: object, rules: HostRules, card: Card | None, targets: tuple[str, ...] | None) -> Chain:
         """The graph's chain, built anew only where it or a file it names is not what it was."""
@@ -211,3 +269,16 @@ class Pack:
             media=reads.size,
             sizing=self.sizing,
         )
+
+
+def _ruled(prompt: object, chain: Chain, rules: HostRules, rule: str) -> frozenset[Key]:
+    """Models of `chain` whose policy says so (`pin_to_gpu`, `offload_between_uses`), once their loaders have run."""
+    return frozenset(model.key for model in chain.models if getattr(_policy(prompt, model, rules), rule, False))
+
+
+def _policy(prompt: object, model: ModelRef, rules: HostRules) -> VideoComponentPolicy | None:
+    node = prompt.get(model.node_id) if isinstance(prompt, dict) else None
+    class_type = node.get("class_type") if isinstance(node, dict) else None
+    if not isinstance(class_type, str) or not class_type.startswith(OUR_LOADERS):
+        return None
+    return default_policy(ROLES.get(model.role, ComponentRole.OTHER), rules.patchers == "dynamic")

@@ -138,7 +138,7 @@ class Preflight:
         before = self._pack.plans.get(prompt_id)
         if before is None:
             return  # it was not checked when it was queued, and nobody waits for its plan
-        plan = self._pack.plan(prompt, outputs)
+        plan = self._pack.plan_now(prompt, outputs)
         self._pack.plans.put(prompt_id, plan)
         if plan.verdict == "does_not_fit" and before.runs:
             logger.warning("since it was queued less memory has become free. %s", plan.message)

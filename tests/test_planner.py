@@ -11,7 +11,7 @@ from vram_headroom.vram.plan.graph import build_chain
 from vram_headroom.vram.plan.needs import need_of
 from vram_headroom.vram.plan.planner import make_plan
 from vram_headroom.vram.plan.report import check_report
-from vram_headroom.vram.plan.types import Card, HeldModel, HostRules, Phase, Plan
+from vram_headroom.vram.plan.types import Card, HeldModel, HostRules, Phase, PhasePlan, Plan
 from vram_headroom.vram.units import say_gib
 
 GIB = 1 << 30
@@ -29,6 +29,30 @@ def test_the_four_verdicts_follow_the_size_of_the_card() -> None:
     prompt = planlab.two_experts()
     prompt["75"] = planlab.node("MagicModelMaker", seed=1)
     assert plan_of(100_000, prompt).verdict == "unknown"
+
+
+def test_a_class_the_host_does_not_have_is_unknown_on_the_smallest_card_too() -> None:
+    """Nobody knows what such a node does to sizes and models."""
+    prompt = planlab.two_experts()
+    prompt["90"] = planlab.node("NodeOfTomorrow", images=("87", 0))
+    prompt["80"]["inputs"]["images"] = ["90", 0]
+    plan = plan_of(100, prompt)
+    assert plan.verdict == "unknown"
+    assert "NodeOfTomorrow 90 is of a class this ComfyUI does not have" in plan.message
+
+
+def test_clips_that_comfyui_decodes_together_need_their_room_together() -> None:
+    """As many as its own figure lets it, so that a small card decodes one after the other."""
+
+    def decode(units: int, batch: int) -> PhasePlan:
+        return plan_of(units, planlab.two_experts(batch_size=batch)).phases[-1]
+
+    one, three = decode(60_000, 1), decode(60_000, 3)
+    assert (one.at_once, three.at_once) == (1, 3)
+    assert one.activation is not None
+    assert three.activation is not None
+    assert 2.5 < three.activation.expected / one.activation.expected < 3.5
+    assert decode(9_000, 3).at_once == 1
 
 
 def test_a_larger_card_never_makes_the_verdict_worse() -> None:

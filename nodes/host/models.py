@@ -141,8 +141,9 @@ class HostModels:
             self._read(entry, patcher, running, None) for entry, patcher in self._entries() if is_dynamic(patcher)
         )
 
-    def held(self) -> tuple[HeldModel, ...]:
-        return tuple(HeldModel(m.file, m.name, m.bytes, m.bytes_on_card, m.elastic) for m in self.loaded())
+    def held(self, pinned: Callable[[int], bool] = lambda key: False) -> tuple[HeldModel, ...]:
+        """What is loaded, as the planner wants it; `pinned` says of a model's key whether a policy keeps it on the card."""
+        return tuple(HeldModel(m.file, m.name, m.bytes, m.bytes_on_card, m.elastic, pinned(m.key)) for m in self.loaded())
 
     def report(self, registered: Callable[[int], bool]) -> tuple[LoadedModel, ...]:
         return tuple(LoadedModel(m.name, m.bytes, m.bytes_on_card, registered(m.key), m.in_use) for m in self.loaded())

@@ -77,15 +77,17 @@ def build_chain(
         finder.unknown.append("no output node of this prompt is known here, so nothing would run")
     phases: list[Phase] = []
     done: set[int] = set()
+    missing: list[str] = []
     for node_id in graph.run_order():
         if graph.spec(node_id) is None:
+            missing.append(graph.class_of(node_id))
             finder.unknown.append(f"{graph.title(node_id)} is of a class this ComfyUI does not have")
             continue
         signature = graph.signature(node_id)
         if signature in done:
             continue  # ComfyUI gives it what an equal node with equal inputs made
         done.add(signature)
-        sources = finder.of_node(node_id)
+        sources = finder.of_node(node_id) or finder.loaded_by(node_id)
         if not sources:
             if graph.class_of(node_id) in PICTURE_WORK:
                 phases.append(_picture_phase(graph, finder, node_id))
@@ -94,7 +96,8 @@ def build_chain(
         if kind is not None:
             phases.append(_phase(graph, finder, node_id, kind, sources))
     assumptions = tuple(dict.fromkeys((*finder.assumptions, *graph.assumed)))
-    return Chain(tuple(phases), finder.models, assumptions, tuple(dict.fromkeys(finder.unknown)))
+    unknown = tuple(dict.fromkeys(finder.unknown))
+    return Chain(tuple(phases), finder.models, assumptions, unknown, tuple(dict.fromkeys(missing)))
 
 
 GENERATORS: Final = ("MODEL", "WANVIDEOMODEL")
@@ -152,6 +155,8 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
     if kind == "clip_vision":
         return replace(phase, width=CLIP_VISION_SIDE, height=CLIP_VISION_SIDE, frames=_pictures(graph, node_id))
     if kind in ("text_encode", "audio_encode"):
+        if own and graph.value(node_id, "device") == "cpu":
+            phase = replace(phase, models=tuple(replace(model, on_card=False) for model in models))
         return phase
     size = _worked_at(graph, node_id, kind)
     for name, value in zip(("width", "height", "frames"), size, strict=False):
@@ -169,7 +174,7 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
             phase,
             steps=sampling_steps(graph, node_id),
             cfg=guidance(graph, node_id),
-            window=_window(graph, through),
+            window=_window(graph, through) or _wrapper_window(graph, node_id),
             patches=tuple(graph.class_of(other) for other in through),
             blocks_to_swap=_blocks_to_swap(graph, through) if own else None,
             reference_frames=_conditions(graph, node_id, REFERENCE_INPUTS),
@@ -305,6 +310,15 @@ def _window(graph: Graph, through: Iterable[str]) -> int | None:
                 return (frames - 1) // 4 + 1  # this one counts the video's frames
             case "ContextWindowsManual" if graph.value(node_id, "dim") == 2:
                 return frames
+    return None
+
+
+def _wrapper_window(graph: Graph, node_id: str) -> int | None:
+    """WanVideoWrapper's context options are linked to its sampler, and count the video's frames."""
+    for name, link in graph.links(node_id):
+        if graph.input_type(node_id, name) == "WANVIDCONTEXT" and link.node_id in graph.nodes:
+            frames = plain(whole(graph, link.node_id, "context_frames"))
+            return None if frames is None else (frames - 1) // 4 + 1
     return None
 
 

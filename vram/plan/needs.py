@@ -52,8 +52,9 @@ class PhaseNeed(NamedTuple):
 UNKNOWN_NEED: Final = PhaseNeed(0, 0, None, None)
 
 
-def need_of(phase: Phase, rules: HostRules) -> PhaseNeed:
-    """What `phase` needs under these rules. Raises nothing: what has no known size has no known need."""
+def need_of(phase: Phase, rules: HostRules, at_once: int = 1) -> PhaseNeed:
+    """What `phase` needs under these rules, with `at_once` clips of its batch decoded or encoded together. Raises nothing: what
+    has no known size has no known need."""
     if phase.kind != "other" and phase.models and not any(model.on_card for model in phase.models):
         return PhaseNeed(0, 0, NOTHING, NOTHING)
     match phase.kind:
@@ -68,7 +69,7 @@ def need_of(phase: Phase, rules: HostRules) -> PhaseNeed:
     if phase.width is None or phase.height is None or phase.frames is None or not phase.models:
         return UNKNOWN_NEED
     video = Video(phase.width, phase.height, phase.frames, phase.batch or 1)
-    return _sampling(phase, video, rules) if phase.kind == "sample" else _vae(phase, video, rules)
+    return _sampling(phase, video, rules) if phase.kind == "sample" else _vae(phase, video, rules, at_once)
 
 
 def runs_uncond(phase: Phase) -> bool:
@@ -219,7 +220,7 @@ REFERENCES: Final = ("fun_control_2.2", "s2v", "humo", "scail", "scail2")
 """Variants that join the tokens of reference latents to those of the video (see dit.DitShape.reference_frames)."""
 
 
-def _vae(phase: Phase, video: Video, rules: HostRules) -> PhaseNeed:
+def _vae(phase: Phase, video: Video, rules: HostRules, at_once: int) -> PhaseNeed:
     found = next((model for model in phase.models if model.arch.kind == "vae" and model.arch.spatial_stride), None)
     if found is None:
         return UNKNOWN_NEED
@@ -233,14 +234,14 @@ def _vae(phase: Phase, video: Video, rules: HostRules) -> PhaseNeed:
         return _tiled_vae(phase.tile, kind, video, rules, backend, decodes)
     if decodes:
         host = vae.host_decode_required(kind, latent, rules.vae_compute_bytes)
-        whole_clip = vae.vae_decode(kind, video, backend)
+        whole_clip = vae.vae_decode(kind, video, backend, at_once=at_once)
         tile = tiling.fallback_tile(
             kind, latent, card_total=rules.card_total, comfyui=backend.comfyui, element_bytes=rules.vae_compute_bytes
         )
         fallback = tiling.tiled_decode(kind, video, tile, backend)
     else:
         host = vae.host_encode_required(kind, video, rules.vae_compute_bytes)
-        whole_clip = vae.vae_encode(kind, video, backend)
+        whole_clip = vae.vae_encode(kind, video, backend, at_once=at_once)
         tile = tiling.encode_fallback_tile(kind, latent)
         fallback = tiling.tiled_encode(kind, video, tile, backend)
     side = max(tile.rows, tile.columns) * vae.STRIDES[kind]

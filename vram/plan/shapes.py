@@ -20,6 +20,9 @@ PICTURES: Final = frozenset({"IMAGE", "MASK", "VIDEO"})
 LATENTS: Final = frozenset({"LATENT", "WANVIDIMAGE_EMBEDS"})
 """Links that carry a video's size to a sampler; the second is WanVideoWrapper's."""
 
+COMPUTING: Final = frozenset({"MODEL", "GUIDER", "VAE", "WANVIDEOMODEL", "WANVAE"})
+"""What a node that samples or encodes is linked to: it keeps the size of its latent."""
+
 LENGTH_INPUTS: Final = ("length", "num_frames", "frames", "video_length")
 """Widgets that say how many frames a latent has: types can't tell them from other integers."""
 
@@ -344,7 +347,7 @@ def _note_what_may_change(graph: Graph, node_id: str) -> None:
     if spec is None or graph.class_of(node_id) in KEEP_THEIR_LATENT:
         return
     linked = {graph.input_type(node_id, name) for name, _ in graph.links(node_id)}
-    if linked & {"MODEL", "GUIDER", "VAE"} or "LATENT" not in spec.outputs or {"width", "height"} <= set(spec.inputs):
+    if linked & COMPUTING or "LATENT" not in spec.outputs or {"width", "height"} <= set(spec.inputs):
         return
     graph.assumed[f"{graph.title(node_id)} may change the size of its latent; it counts as unchanged"] = None
 

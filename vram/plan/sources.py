@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -46,11 +46,23 @@ PART_PREFIXES: Final[Mapping[ModelRole, tuple[str, ...]]] = {
 }
 """What a whole checkpoint's keys begin with, by part (ComfyUI comfy/supported_models_base.py and supported_models.py)."""
 
+NO_LORA_NAMES: Final = frozenset({"lora_count", "lora_stack", "lora_syntax"})
+"""Widgets of such nodes that begin alike and name no file."""
+
 TEXT_ENCODER_KEYS: Final = ("lora_te", "text_encoder", "te_", "clip_", "text_model", "transformer.text_model")
 """What a LoRA's keys for a text encoder begin with (ComfyUI comfy/lora.py, model_lora_keys_clip)."""
 
-LOAD_OPTIONS: Final = ("weight_dtype", "device", "type")
-"""Inputs that make two loads of one file two models."""
+LOAD_OPTIONS: Final = ("weight_dtype", "device", "type", "quantization", "base_precision", "precision")
+"""Inputs that make two loads of one file two models; the last three are WanVideoWrapper's."""
+
+PATCHED: Final = ("MODEL", "CLIP", "WANVIDEOMODEL")
+"""Link types that a LoRA may be patched onto."""
+
+LORA_LINKS: Final = frozenset({"LORA_STACK", "WANVIDLORA"})
+"""Link types that carry LoRAs to the node that patches them: of the Efficiency and Comfyroll packs, and WanVideoWrapper's."""
+
+LORA_STRENGTHS: Final = ("strength_model", "strength", "lora_wt", "model_weight", "model_str")
+"""What the strength of a LoRA is called: ComfyUI's own loader, and those packs', each followed by the LoRA's number."""
 
 
 class Sources(NamedTuple):
@@ -100,6 +112,17 @@ class SourceFinder:
                 if inner is not None:
                     found[carried] = _merge(found.get(carried), inner)
         return found
+
+    def loaded_by(self, node_id: str) -> dict[str, Sources]:
+        """Text encoders that a node loads from its own widgets to encode with (WanVideoWrapper's WanVideoTextEncodeCached)."""
+        spec = self.graph.spec(node_id)
+        if spec is None or "WANVIDEOTEXTEMBEDS" not in spec.outputs:
+            return {}
+        _, folder = MODEL_TYPES["WANTEXTENCODER"]
+        values = (self.graph.value(node_id, name) for name in self.graph.inputs(node_id))
+        files = (value for value in values if isinstance(value, str) and value and self._has(folder, value))
+        models = tuple(self._ref(node_id, "text_encoder", folder, file) for file in files)
+        return {"WANTEXTENCODER": Sources(models, ())} if models else {}
 
     def behind(self, link: Link, kind: str) -> Sources:
         """The models that the output `link` of type `kind` carries."""
@@ -161,21 +184,44 @@ class SourceFinder:
             )
 
     def _lora(self, node_id: str, kind: str) -> list[ModelRef]:
-        """The LoRA that this node patches onto the model, if it is a node that does."""
-        found: list[ModelRef] = []
-        if kind not in ("MODEL", "CLIP"):
-            return found
-        for name in self.graph.inputs(node_id):
-            if not name.startswith("lora_name") and name != "lora":
+        """The LoRAs that this node patches onto the model, the last first, if it is a node that does."""
+        if kind not in PATCHED:
+            return []
+        found = [
+            self._ref(owner, "lora", "loras", file)
+            for owner, file in self._lora_files(node_id, kind, frozenset())
+            if kind != "CLIP" or self._patches_text_encoder(file)
+        ]
+        return found[::-1]
+
+    def _lora_files(self, node_id: str, kind: str, seen: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Node and file of every LoRA that is named here, or in the stacks that are linked to it."""
+        for name, link in self.graph.links(node_id):
+            stacked = self.graph.input_type(node_id, name) in LORA_LINKS
+            if stacked and link.node_id in self.graph.nodes and link.node_id not in seen:
+                yield from self._lora_files(link.node_id, kind, seen | {node_id})
+        for name, raw in self.graph.inputs(node_id).items():
+            if not name.lower().startswith("lora"):
                 continue
-            file = self.graph.value(node_id, name)
-            strength = self.graph.value(node_id, "strength_clip" if kind == "CLIP" else "strength_model")
-            if not isinstance(file, str) or file == "None" or strength == 0:
-                continue
-            if kind == "CLIP" and not self._patches_text_encoder(file):
-                continue
-            found.append(self._ref(node_id, "lora", "loras", file))
-        return found
+            if isinstance(raw, dict) and "lora" in raw:  # Power Lora Loader of the rgthree pack
+                two = raw.get("strengthTwo")
+                strength = two if kind == "CLIP" and two is not None else raw.get("strength", 1)
+                file, used = raw["lora"], raw.get("on") is not False and strength != 0
+            else:
+                file, used = self.graph.value(node_id, name), self._is_used(node_id, name, kind)
+            if used and isinstance(file, str) and file.lower() not in ("", "none") and name not in NO_LORA_NAMES:
+                yield node_id, file
+
+    def _is_used(self, node_id: str, name: str, kind: str) -> bool:
+        """Whether the LoRA that widget `name` names has a strength, is switched on and is among those that count."""
+        number = name.removeprefix("lora_name").removeprefix("lora")
+        names = ("strength_clip",) if kind == "CLIP" else LORA_STRENGTHS
+        if any(self.graph.value(node_id, strength + number) == 0 for strength in names):
+            return False
+        if self.graph.value(node_id, "switch" + number) == "Off":
+            return False
+        most, index = self.graph.value(node_id, "lora_count"), number.lstrip("_")
+        return not (isinstance(most, int) and index.isdecimal() and int(index) > most)
 
     def _patches_text_encoder(self, file: str) -> bool:
         """Most LoRAs of video models go through a text encoder without a key for it; one that can't be read may have some."""
@@ -243,8 +289,7 @@ class SourceFinder:
             return ModelRef(
                 node_id, role, file, part.path, part.tensor_bytes, 0, architecture.name, on_card=False, options=options
             )
-        weight_dtype = self.graph.value(node_id, "weight_dtype")
-        load = Load(role, weight_dtype if isinstance(weight_dtype, str) else "default", False, self._load_rules)
+        load = Load(role, self._weight_dtype(node_id), False, self._load_rules)
         sized = self.sizing.of(part, load)
         self._loads[(checkpoint.path, role, options)] = (part, load)
         architecture = sized.architecture
@@ -275,6 +320,15 @@ class SourceFinder:
             modules=sized.modules,
             detected=sized.detected,
         )
+
+    def _weight_dtype(self, node_id: str) -> str:
+        """As UNETLoader's widget has it. WanVideoWrapper says `fp8_..._scaled` of a file that has its scales already."""
+        asked = self.graph.value(node_id, "weight_dtype")
+        if isinstance(asked, str):
+            return asked
+        asked = self.graph.value(node_id, "quantization")
+        casts = isinstance(asked, str) and asked.startswith("fp8_") and "_scaled" not in asked
+        return str(asked) if casts else "default"
 
     def patched(self, model: ModelRef, loras: Iterable[ModelRef]) -> ModelRef:
         """`model` with LoRAs on it: what streams then carries them along."""

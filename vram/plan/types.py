@@ -198,6 +198,8 @@ class Chain:
     assumptions: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     """Why no verdict can be given, if so."""
+    missing: tuple[str, ...] = ()
+    """Node classes that the host does not have: what they do to sizes and models nobody knows."""
 
 
 class MissingFileError(LookupError):
@@ -215,6 +217,17 @@ Media = Callable[[str], MediaSize | None]
 def no_media(name: str) -> MediaSize | None:
     """No input file can be read."""
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A prompt that runs before the one that is planned: what is left of it to do, and what then leaves the card."""
+
+    chain: Chain
+    leaves: frozenset[tuple[str, str, str]] = frozenset()
+    """Models (by ModelRef.key) that a policy sends off the card when the prompt is done."""
+    pinned: frozenset[tuple[str, str, str]] = frozenset()
+    """Models that a policy keeps there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +255,8 @@ class PhasePlan:
     """cond and uncond run as one forward."""
     tiled: Tile | None = None
     """It does not fit whole, and the host does it in these tiles."""
+    at_once: int = 1
+    """Clips of the batch that a VAE decodes or encodes together."""
 
     @property
     def short(self) -> int:
