@@ -20,6 +20,7 @@ from ..vram.plan.placing import Key
 from ..vram.plan.planner import make_plan
 from ..vram.plan.prompt import PromptError, class_types
 from ..vram.plan.ram import SystemMemory
+from ..vram.plan.rerun import Kept, unchanged
 from ..vram.plan.sizing import Sizing
 from ..vram.plan.types import Card, Chain, Earlier, HeldModel, HostRules, ModelRef, Plan
 from ..vram.policy import VideoComponentPolicy, default_policy
@@ -80,6 +81,8 @@ class Moment:
     """What the prompts that run first have still to do."""
     queue: tuple[tuple[str, str | None], ...] = ()
     """Their ids, and the node that runs."""
+    kept: Kept | None = None
+    """What the host has of its last run, where nothing else runs before this prompt."""
 
     @property
     def other_programs(self) -> int:
@@ -95,11 +98,11 @@ class Moment:
 
     def plan(self, prompt: object) -> Plan:
         """Raises PromptError when `prompt` is none."""
-        return self._planned(prompt, self.pack.chain(prompt, self.rules, self.card, self.targets))
+        return self._planned(prompt, self.pack.chain(prompt, self.rules, self.card, self.targets, self.kept))
 
     def try_out(self, prompt: object) -> Plan:
         """As `plan`, for one of many that nobody will ask for again: nothing of it is kept."""
-        return self._planned(prompt, self.pack.build(prompt, self.rules, self.card or NO_CARD, self.targets))
+        return self._planned(prompt, self.pack.build(prompt, self.rules, self.card or NO_CARD, self.targets, None, self.kept))
 
     def _planned(self, prompt: object, chain: Chain) -> Plan:
         pinned = _ruled(prompt, chain, self.rules, "pin_to_gpu")
@@ -172,7 +175,7 @@ class Pack:
     ) -> tuple[Plan, list[FixReport]]:
         """A plan and the fixes for it, all planned against the card as it is at one moment. Raises PromptError."""
         moment = self._moment(targets, margin)
-        chain = self.chain(prompt, moment.rules, moment.card, moment.targets)
+        chain = self.chain(prompt, moment.rules, moment.card, moment.targets, moment.kept)
         key = moment.key(prompt)
         kept = self.answers.get(key)
         # the same object: no file that it looked at has changed
@@ -217,6 +220,7 @@ class Pack:
             memory=read_system_memory(),
             targets=None if targets is None else tuple(targets),
             before=tuple(found for item in queue if (found := self._earlier(item, rules, card)) is not None),
+            kept=None if queue else self.host.node_cache.kept(),
             queue=tuple((item.prompt_id, running.node_id if running and item.running else None) for item in queue),
         )
 
@@ -238,26 +242,39 @@ class Pack:
         leaves, pinned = (_ruled(item.prompt, chain, rules, rule) for rule in ("offload_between_uses", "pin_to_gpu"))
         return Earlier(chain, leaves, pinned)
 
-    def chain(self, prompt: object, rules: HostRules, card: Card | None, targets: tuple[str, ...] | None) -> Chain:
+    def chain(
+        self,
+        prompt: object,
+        rules: HostRules,
+        card: Card | None,
+        targets: tuple[str, ...] | None,
+        kept: Kept | None = None,
+    ) -> Chain:
         """The graph's chain, built anew only where it or a file it names is not what it was."""
         card = card or NO_CARD
         # of the card only its size decides anything in a chain: whether plain fp8 stays fp8
         try:
-            key = content_key(prompt, targets, rules, card.total)
+            key = content_key(prompt, targets, rules, card.total, kept.stamp if kept else None)
         except ValueError as error:
             raise PromptError(str(error)) from None
-        kept = self.chains.get(key)
-        if kept is not None:
-            return kept
+        known = self.chains.get(key)
+        if known is not None:
+            return known
         reads = Reads(self.host.files.header, self.host.media.size, self.host.media.path)
-        chain = self.build(prompt, rules, card, targets, reads)
+        chain = self.build(prompt, rules, card, targets, reads, kept)
         self.chains.put(key, chain, reads)
         return chain
 
     def build(
-        self, prompt: object, rules: HostRules, card: Card, targets: tuple[str, ...] | None, reads: Reads | None = None
+        self,
+        prompt: object,
+        rules: HostRules,
+        card: Card,
+        targets: tuple[str, ...] | None,
+        reads: Reads | None = None,
+        kept: Kept | None = None,
     ) -> Chain:
-        """A new chain. `reads` notes what is looked at."""
+        """A new chain. `reads` notes what is looked at; nodes that are as they were in what is `kept` are left out."""
         reads = reads or Reads(self.host.files.header, self.host.media.size, self.host.media.path)
         return build_chain(
             prompt=prompt,
@@ -268,6 +285,7 @@ class Pack:
             targets=targets,
             media=reads.size,
             sizing=self.sizing,
+            cached=unchanged(prompt, kept),
         )
 
 

@@ -12,6 +12,7 @@ from .execution import HostExecution
 from .files import HostFiles
 from .media import HostMedia
 from .models import HostModels
+from .node_cache import HostNodeCache
 from .seams import SeamTable, seams_switched_off
 from .selfcheck import host_selfcheck
 from .server import HostServer
@@ -30,6 +31,7 @@ class Host:
     checker: Checker
     server: HostServer
     execution: HostExecution
+    node_cache: HostNodeCache
     seams: SeamTable
 
 
@@ -48,4 +50,4 @@ def connect(folder: str) -> Host | None:
     checker = host_selfcheck(lambda: execution.running is not None)
     models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()))
     execution.at_boundary(models.publish)
-    return Host(models, HostFiles(), HostMedia(), HostDetector(), checker, server, execution, seams)
+    return Host(models, HostFiles(), HostMedia(), HostDetector(), checker, server, execution, HostNodeCache(seams), seams)

@@ -66,10 +66,12 @@ def build_chain(
     targets: Iterable[str] | None = None,
     media: Media = no_media,
     sizing: Sizing | None = None,
+    cached: frozenset[str] = frozenset(),
 ) -> Chain:
     """The phases of `prompt` in the order they run. Raises PromptError when it is no prompt or runs in a circle.
 
-    `media` tells the sizes of input files, where they are there; `sizing` remembers what was weighed.
+    `media` tells the sizes of input files, where they are there; `sizing` remembers what was weighed. `cached`
+    nodes have their results already (rerun.py).
     """
     graph = parse_prompt(prompt, vocabulary, targets, MEASURES, media)
     finder = SourceFinder(graph, library, rules, card, sizing or Sizing())
@@ -78,7 +80,8 @@ def build_chain(
     phases: list[Phase] = []
     done: set[int] = set()
     missing: list[str] = []
-    for node_id in graph.run_order():
+    order = graph.run_order(cached)
+    for node_id in order:
         if graph.spec(node_id) is None:
             missing.append(graph.class_of(node_id))
             finder.unknown.append(f"{graph.title(node_id)} is of a class this ComfyUI does not have")
@@ -97,7 +100,8 @@ def build_chain(
             phases.append(_phase(graph, finder, node_id, kind, sources))
     assumptions = tuple(dict.fromkeys((*finder.assumptions, *graph.assumed)))
     unknown = tuple(dict.fromkeys(finder.unknown))
-    return Chain(tuple(phases), finder.models, assumptions, unknown, tuple(dict.fromkeys(missing)))
+    idle = bool(cached) and bool(graph.targets) and not order
+    return Chain(tuple(phases), finder.models, assumptions, unknown, tuple(dict.fromkeys(missing)), idle)
 
 
 GENERATORS: Final = ("MODEL", "WANVIDEOMODEL")

@@ -64,7 +64,7 @@ def make_plan(
     )
     reasons = chain.unknown or _unsized(phases)
     # a host without one of its node classes refuses the graph, and what such a node changes is anybody's guess
-    verdict: Verdict = "unknown" if chain.missing else _verdict(phases, reasons)
+    verdict: Verdict = "unknown" if chain.missing else "fits" if chain.nothing_to_do else _verdict(phases, reasons)
     return Plan(
         plan_id=_plan_id(chain, card),
         verdict=verdict,
@@ -334,6 +334,8 @@ def _message(
             return say_shortage(phases[peak_phase], card)
         case "fits_with_offload":
             return _offload_message(phases)
+        case "fits" if not phases:
+            return "Fits: nothing has to be computed, the results of the last run are still there."
         case "fits" if peak_phase is not None:
             peak = max((planned.peak.expected for planned in phases if planned.peak), default=0)
             return f"Fits: at most {say_gib(peak)} of this card's {say_gib(card.total)}, with all weights in place."

@@ -266,14 +266,17 @@ class Graph:
             stack.pop()
         return signatures[node_id]
 
-    def run_order(self) -> tuple[str, ...]:
-        """Ids of the nodes that would run, inputs before the nodes they feed. Raises PromptError for a loop."""
+    def run_order(self, cached: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """Ids of the nodes that would run, inputs before the nodes they feed. Raises PromptError for a loop.
+
+        The results of `cached` ones are there: neither they run nor what only they need.
+        """
         order: list[str] = []
         done: set[str] = set()
         open_path: dict[str, None] = {}
         for target in self.targets:
             stack: list[tuple[str, Iterator[tuple[str, Link]]]] = []
-            if target not in done:
+            if target not in done and target not in cached:
                 open_path[target] = None
                 stack.append((target, self.links(target)))
             while stack:
@@ -281,7 +284,7 @@ class Graph:
                 for _, link in pending:
                     if link.node_id in open_path:
                         raise PromptError(f"nodes {' -> '.join([*open_path, link.node_id])} form a loop")
-                    if link.node_id not in done and link.node_id in self.nodes:
+                    if link.node_id not in done and link.node_id in self.nodes and link.node_id not in cached:
                         open_path[link.node_id] = None
                         stack.append((link.node_id, self.links(link.node_id)))
                         break

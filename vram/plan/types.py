@@ -200,6 +200,8 @@ class Chain:
     """Why no verdict can be given, if so."""
     missing: tuple[str, ...] = ()
     """Node classes that the host does not have: what they do to sizes and models nobody knows."""
+    nothing_to_do: bool = False
+    """The host has the results of every output node."""
 
 
 class MissingFileError(LookupError):
