@@ -53,7 +53,7 @@ class HostNodeCache:
 
 def _tells_when_it_runs(name: object) -> bool:
     """Whether a node class has its own say on what has changed; one that ComfyUI does not know may."""
-    node = comfy_nodes.NODE_CLASS_MAPPINGS.get(name)
+    node = comfy_nodes.NODE_CLASS_MAPPINGS.get(name) if isinstance(name, str) else None
     if node is None or hasattr(node, "IS_CHANGED"):
         return True
     return any("fingerprint_inputs" in vars(base) and not base.__module__.startswith(CORE) for base in node.__mro__)

@@ -24,6 +24,7 @@ from .types import (
     NodeVocabulary,
     Phase,
     PhaseKind,
+    PoseCache,
     Tile,
     no_media,
 )
@@ -181,6 +182,7 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
             window=_window(graph, through) or _wrapper_window(graph, node_id),
             patches=tuple(graph.class_of(other) for other in through),
             blocks_to_swap=_blocks_to_swap(graph, through) if own else None,
+            pose_cache=_pose_cache(graph, through),
             reference_frames=_conditions(graph, node_id, REFERENCE_INPUTS),
             goes_on=_conditions(graph, node_id, GOES_ON_INPUTS) > 0,
         )
@@ -315,6 +317,19 @@ def _window(graph: Graph, through: Iterable[str]) -> int | None:
             case "ContextWindowsManual" if graph.value(node_id, "dim") == 2:
                 return frames
     return None
+
+
+POSE_CACHE: Final = "WanAnimate2Cache"
+POSE_CACHE_BITS: Final = {"int8": 8, "int4": 4}
+"""Its dtypes but for the default, which is the model's own (ComfyUI comfy_extras/nodes_wan.py, 0.33)."""
+
+
+def _pose_cache(graph: Graph, through: Iterable[str]) -> PoseCache | None:
+    """The last cache node on the model's way is the one that counts: each puts its own in the place of the one before."""
+    found = next((node_id for node_id in reversed(tuple(through)) if graph.class_of(node_id) == POSE_CACHE), None)
+    if found is None:
+        return None
+    return PoseCache(graph.value(found, "device") == "gpu", POSE_CACHE_BITS.get(str(graph.value(found, "dtype")), 0))
 
 
 def _wrapper_window(graph: Graph, node_id: str) -> int | None:

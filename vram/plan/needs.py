@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from ..estimate import dit, encoders, tiling, vae
 from ..estimate.architecture import Architecture
 from ..estimate.backend import Backend
-from ..estimate.caches import causal_caches
+from ..estimate.caches import causal_caches, pose_cache
 from ..estimate.detection import host_required
 from ..estimate.estimate import NOTHING, Estimate, Term
 from ..estimate.overheads import Family, dit_family
@@ -168,7 +168,23 @@ def _forward(phase: Phase, model: ModelRef, video: Video, rules: HostRules) -> P
         sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts)
         for batched in (False, conditions == 2)
     )
+    if phase.pose_cache is not None and phase.pose_cache.on_card:
+        kept = pose_cache_bytes(phase, rules)
+        one, both = (estimate.plus(kept, "cached pose activations") for estimate in (one, both))
     return PhaseNeed(host[0], host[1], one, both)
+
+
+def pose_cache_bytes(phase: Phase, rules: HostRules) -> int:
+    """What Animate 2's cache node keeps in this phase, on the card or off it; 0 without one, or where sizes are not known.
+
+    With context windows each has a slot of its own, as long as there is room: those of the whole clip, side by side.
+    """
+    found = next((model.arch for model in phase.models if model.arch.variant == "animate2"), None)
+    if phase.pose_cache is None or found is None or phase.width is None or phase.height is None or phase.frames is None:
+        return 0
+    clip = Video(phase.width, phase.height, max(1, phase.frames - 4)).latent()  # the reference frame has no pose
+    bits = phase.pose_cache.bits or 8 * rules.compute_bytes
+    return pose_cache(clip, layers=max(1, found.layers or 1), dim=found.dim or 1, bits=bits)
 
 
 def _causal(shape: dit.DitShape, video: Video, backend: Backend, casts: bool, host: list[int]) -> PhaseNeed:

@@ -12,7 +12,7 @@ from ..estimate.overheads import reserved
 from ..estimate.sampling import batches_cond_and_uncond
 from ..estimate.vae import clips_at_once
 from ..units import say_gib
-from .needs import PhaseNeed, backend_of, family_of, need_of, runs_uncond
+from .needs import PhaseNeed, backend_of, family_of, need_of, pose_cache_bytes, runs_uncond
 from .placing import Key
 from .ram import RamModel, RamPhase, RamPlan, SystemMemory, frame_bytes, latent_bytes, plan_ram
 from .residency import Need, Replay, Residency, Weights, match_held
@@ -306,7 +306,9 @@ def _ram(
         if None not in size and phase.kind in ("vae_encode", "vae_decode", "sample"):
             width, height, frames = (side or 0 for side in size)
             if phase.kind == "sample":
-                latents = latent_bytes(16, (frames - 1) // 4 + 1, height // 8, width // 8, phase.batch or 1)
+                kept = phase.pose_cache is not None and not phase.pose_cache.on_card
+                latents = pose_cache_bytes(phase, rules) if kept else 0
+                latents += latent_bytes(16, (frames - 1) // 4 + 1, height // 8, width // 8, phase.batch or 1)
             else:
                 pictures = frame_bytes(width, height, frames, phase.batch or 1)
         decoding = pictures if phase.kind == "vae_decode" else 0

@@ -157,6 +157,15 @@ class Tile(NamedTuple):
     frames_overlap: int = 0
 
 
+class PoseCache(NamedTuple):
+    """What a WanAnimate2Cache on the model's way keeps while the sampler runs."""
+
+    on_card: bool
+    """False: in system memory."""
+    bits: int
+    """Of one value; 0: as wide as the model computes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """One node's compute, with the models it needs at once."""
@@ -187,6 +196,8 @@ class Phase:
     """Its models are placed by the pack they come from (WanVideoWrapper), not by ComfyUI."""
     blocks_to_swap: int | None = None
     """Of such a model, blocks that stay off the card and come one by one."""
+    pose_cache: PoseCache | None = None
+    """Of Animate 2: what no loader shows."""
 
 
 @dataclass(frozen=True, slots=True)
