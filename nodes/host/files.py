@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import folder_paths
 import nodes as comfy_nodes
 
 from ...vram.estimate.checkpoint import Checkpoint, CheckpointError, HeaderCache
-from ...vram.plan.types import MissingFileError
+from ...vram.plan.types import MissingFileError, UnreadableFileError
 
 
 class HostFiles:
@@ -37,7 +38,7 @@ class HostFiles:
         try:
             return self._headers.get(path)
         except CheckpointError as error:
-            raise MissingFileError(f"the size of {name} can't be read: {error}") from error
+            raise UnreadableFileError(f"the size of {name} can't be read: {error}", str(path), size_on_disk(path)) from error
 
     def stock_inputs(self, class_name: str) -> dict[str, Any]:
         """INPUT_TYPES of a stock node, as it declares them now: file lists are read anew each time."""
@@ -47,3 +48,11 @@ class HostFiles:
         """Run a stock loader and return the one thing it loads. Raises whatever the loader raises."""
         loader = comfy_nodes.NODE_CLASS_MAPPINGS[class_name]
         return getattr(loader(), loader.FUNCTION)(**inputs)[0]
+
+
+def size_on_disk(path: str) -> int:
+    """0 for a file that is gone by now."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -50,8 +50,16 @@ SWITCHES: Final[Mapping[str, Switch]] = {
     "ComfySoftSwitchNode": Switch("switch", "on_true", "on_false"),
 }
 
-EXPRESSIONS: Final[Mapping[str, tuple[str, str]]] = {"ComfyMathExpression": ("expression", "values.")}
-"""Node class -> its expression input and what the names of its operands begin with."""
+EXPRESSIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "ComfyMathExpression": ("expression", "values."),
+    "MathExpression|pysssss": ("expression", ""),
+    "SimpleMath+": ("value", ""),
+}
+"""Node class -> its expression input and what the names of its operands begin with: ComfyUI's own, and those of the Custom
+Scripts and Essentials packs, whose operands are `a`, `b` and `c`."""
+
+CONSTANTS: Final = frozenset({"value", "int", "float", "number", "string", "boolean"})
+"""What the only widget of a node that puts it out unchanged is called, in ComfyUI and in the packs that have such nodes."""
 
 
 Measures = Mapping[tuple[str, int], "Callable[[Graph, str], Dim]"]
@@ -181,8 +189,12 @@ class Graph:
             return None
         if is_wildcard(spec.outputs[slot]) and len(self.inputs(node_id)) == 1:
             return next(iter(self.inputs(node_id)))
-        if list(spec.inputs) == ["value"] and spec.outputs[slot] == spec.inputs["value"]:
-            return "value"
+        if (
+            len(spec.inputs) == 1
+            and (only := next(iter(spec.inputs))).lower() in CONSTANTS
+            and spec.outputs[slot] == spec.inputs[only]
+        ):
+            return only
         name = spec.output_names[slot] if slot < len(spec.output_names) else ""
         if spec.outputs[slot] in SCALARS and spec.inputs.get(name) == spec.outputs[slot]:
             self.assumed[f"{self.title(node_id)} passes its {name} on unchanged"] = None

@@ -12,7 +12,7 @@ from ..estimate.checkpoint import Checkpoint
 from ..estimate.footprint import LoadRules
 from .prompt import SWITCHES, Graph, Link, Unknown, is_wildcard
 from .sizing import Load, Sizing, load_rules
-from .types import Card, HostRules, Library, MissingFileError, ModelRef, ModelRole
+from .types import Card, HostRules, Library, MissingFileError, ModelRef, ModelRole, UnreadableFileError
 
 MODEL_TYPES: Final[Mapping[str, tuple[ModelRole, str]]] = {
     "MODEL": ("generator", "diffusion_models"),
@@ -252,6 +252,13 @@ class SourceFinder:
             if name.endswith("_name"):
                 try:
                     self.library(folder, value)
+                except UnreadableFileError as error:
+                    if role == "other":
+                        # small models beside the video's, which often come as .pth: their weights are nearly all of the file
+                        self._say(self.assumptions, f"{value} is counted by its size on disk, since its header can't be read")
+                        ref = ModelRef(node_id, role, value, error.path, error.nbytes, error.nbytes, "unknown")
+                        return (self._refs.setdefault((role, folder, value, ""), ref),)
+                    self._say(self.unknown, f"{self.graph.title(node_id)}: {error}")
                 except MissingFileError as error:
                     self._say(self.unknown, f"{self.graph.title(node_id)}: {error}")
                 return (ModelRef(node_id, role, value, "", None, None, "unknown"),)

@@ -219,6 +219,16 @@ class MissingFileError(LookupError):
     """A model file that the graph names cannot be read; the message says which and why."""
 
 
+class UnreadableFileError(MissingFileError):
+    """The file is there, and its header is none that is known: `.pth` and the like."""
+
+    def __init__(self, message: str, path: str, nbytes: int) -> None:
+        super().__init__(message)
+        self.path = path
+        self.nbytes = nbytes
+        """Of the whole file."""
+
+
 Library = Callable[[str, str], Checkpoint]
 """(model folder, file name) -> header. Raises MissingFileError."""
 
