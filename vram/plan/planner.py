@@ -66,7 +66,7 @@ def make_plan(
     # a host without one of its node classes refuses the graph, and what such a node changes is anybody's guess
     verdict: Verdict = "unknown" if chain.missing else "fits" if chain.nothing_to_do else _verdict(phases, reasons)
     return Plan(
-        plan_id=_plan_id(chain, card),
+        plan_id=_plan_id(chain, card, rules, held, sorted(pins), [_outline(earlier) for earlier in before]),
         verdict=verdict,
         message=_message(verdict, phases, peak_phase, card, reasons),
         card=card,
@@ -75,6 +75,8 @@ def make_plan(
         peak_phase=peak_phase,
         assumptions=(*_queued(before), *_assumptions(chain, phases)),
         new_bytes=max((_new_bytes(phase, need, loaded) for phase, need in zip(chain.phases, needs, strict=True)), default=0),
+        reserve=rules.reserve_bytes if rules.patchers == "legacy" else rules.headroom_bytes,
+        other_programs=max(0, card.total - card.free - sum(model.bytes_on_card for model in held)),
         ram=None if memory is None else _ram(chain, phases, states, loaded, memory, rules),
     )
 
@@ -384,5 +386,11 @@ def _at(phase: Phase) -> str:
     return f" at {phase.width}×{phase.height}{frames}"
 
 
-def _plan_id(chain: Chain, card: Card) -> str:
-    return hashlib.sha256(repr((chain, card)).encode()).hexdigest()[:16]
+def _outline(earlier: Earlier) -> tuple[object, ...]:
+    phases = tuple((phase.node_id, phase.width, phase.height, phase.frames) for phase in earlier.chain.phases)
+    return (phases, tuple(model.key for model in earlier.chain.models), sorted(earlier.leaves))
+
+
+def _plan_id(*made_of: object) -> str:
+    """Equal for plans made of equal things."""
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]

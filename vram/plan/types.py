@@ -303,6 +303,15 @@ class Plan:
     """What its largest phase needs beyond what is loaded already: what to make room for."""
     ram: RamPlan | None = None
     """System memory; None where it was not asked for."""
+    reserve: int = 0
+    """Bytes that the host leaves free beside what a forward needs, for others and its own surprises."""
+    other_programs: int = 0
+    """Bytes of the card that neither the host's models nor anybody has: the desktop, a browser, the driver's own."""
+
+    @property
+    def bus_bytes(self) -> int:
+        """Weights over the bus in the whole run; a sampler of unknown steps counts as one step."""
+        return sum(planned.streamed * (planned.phase.steps or 1) for planned in self.phases)
 
     @property
     def runs(self) -> bool:
