@@ -164,7 +164,9 @@ class Pack:
     def plan(self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None) -> Plan:
         """Plan an API-format prompt on the first card, as it will be when the prompts that run and wait are done. Raises
         PromptError when it is none."""
-        return self._moment(targets, margin).plan(prompt)
+        moment = self._moment(targets, margin)
+        known = self._answered(moment, prompt)
+        return moment.plan(prompt) if known is None else known[1]
 
     def plan_now(self, prompt: object, targets: Iterable[str] | None = None) -> Plan:
         """Plan a prompt that starts this moment, whatever else waits. Raises PromptError when it is none."""
@@ -175,15 +177,19 @@ class Pack:
     ) -> tuple[Plan, list[FixReport]]:
         """A plan and the fixes for it, all planned against the card as it is at one moment. Raises PromptError."""
         moment = self._moment(targets, margin)
-        chain = self.chain(prompt, moment.rules, moment.card, moment.targets, moment.kept)
-        key = moment.key(prompt)
-        kept = self.answers.get(key)
-        # the same object: no file that it looked at has changed
-        if kept is not None and kept[0] is chain:
-            return kept[1], kept[2]
+        known = self._answered(moment, prompt)
+        if known is not None:
+            return known[1], known[2]
         plan, fixes = self._advised(prompt, moment)
-        self.answers.put(key, (chain, plan, fixes))
+        chain = self.chain(prompt, moment.rules, moment.card, moment.targets, moment.kept)
+        self.answers.put(moment.key(prompt), (chain, plan, fixes))
         return plan, fixes
+
+    def _answered(self, moment: Moment, prompt: object) -> tuple[Chain, Plan, list[FixReport]] | None:
+        """The answer given before to the same question, unless a file it looked at has changed since. Raises PromptError."""
+        chain = self.chain(prompt, moment.rules, moment.card, moment.targets, moment.kept)
+        known = self.answers.get(moment.key(prompt))
+        return known if known is not None and known[0] is chain else None
 
     def _advised(self, prompt: object, moment: Moment) -> tuple[Plan, list[FixReport]]:
         plan = moment.plan(prompt)

@@ -150,7 +150,7 @@ class Graph:
         link = as_link(raw)
         if link is not None:
             return self.output_value(link, hops)
-        return _as_declared(_unwrap(raw), self.input_type(node_id, name))
+        return _as_declared(raw, self.input_type(node_id, name)) if isinstance(raw, str) else _unwrap(raw)
 
     def output_value(self, link: Link, hops: int = 0) -> object:
         """The value of an output that primitive, switch and arithmetic nodes make, or Unknown with the reason."""
@@ -369,9 +369,9 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
 
 
-def _as_declared(value: object, declared: str) -> object:
+def _as_declared(value: str, declared: str) -> object:
     """A number that a script wrote as text, as ComfyUI reads it (execution.py, validate_inputs)."""
-    if isinstance(value, str) and declared in ("INT", "FLOAT"):
+    if declared in ("INT", "FLOAT"):
         try:
             return int(value) if declared == "INT" else float(value)
         except ValueError:

@@ -159,7 +159,8 @@ class SourceFinder:
         result = Sources(
             (*found.models, *patches),
             tuple(dict.fromkeys((*found.loras, *reversed(loras)))),
-            tuple(dict.fromkeys((*found.through, *(step.node_id for step in reversed(path))))),
+            # of steps further on than any in `found`, so none of them is in it: a dict of all would be made anew at every node
+            (*found.through, *(step.node_id for step in reversed(path))),
         )
         self._found[link] = result
         return result
@@ -185,7 +186,7 @@ class SourceFinder:
 
     def _lora(self, node_id: str, kind: str) -> list[ModelRef]:
         """The LoRAs that this node patches onto the model, the last first, if it is a node that does."""
-        if kind not in PATCHED:
+        if kind not in PATCHED or not any(name[:4].lower() == "lora" for name in self.graph.inputs(node_id)):
             return []
         found = [
             self._ref(owner, "lora", "loras", file)
