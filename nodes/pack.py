@@ -53,8 +53,9 @@ REPLACEMENTS: Final = ("VAEDecodeTiled", "UnetLoaderGGUF", "CLIPLoaderGGUF")
 """Node classes that a fix may put in another's place."""
 
 
-MOST_QUEUED: Final = 8
-"""Prompts that are replayed before the one that is planned: the last ones decide what the card will hold."""
+MOST_QUEUED: Final = 3
+"""Different prompts that are replayed before the one that is planned, and before each fix that is tried: the last ones decide
+what the card will hold."""
 
 OUR_LOADERS: Final = "VRAMHeadroomLoad"
 """Begins the class of every node whose model is registered, and so placed by a policy (loaders.py)."""
@@ -216,7 +217,7 @@ class Pack:
         card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
         if card is not None and margin is not None:
             card = replace(card, safety_margin=margin)
-        queue = () if starts else self.host.server.queued()[-MOST_QUEUED:]
+        queue = () if starts else self.host.server.queued()
         running = self.host.execution.running
         return Moment(
             pack=self,
@@ -225,7 +226,7 @@ class Pack:
             card=card,
             memory=read_system_memory(),
             targets=None if targets is None else tuple(targets),
-            before=tuple(found for item in queue if (found := self._earlier(item, rules, card)) is not None),
+            before=self._before(queue, rules, card),
             kept=None if queue else self.host.node_cache.kept(),
             queue=tuple((item.prompt_id, running.node_id if running and item.running else None) for item in queue),
         )
@@ -233,6 +234,17 @@ class Pack:
     def _is_pinned(self, key: int) -> bool:
         policy = self.offloader.policy_of(key)
         return policy is not None and policy.pin_to_gpu
+
+    def _before(self, queue: tuple[QueuedPrompt, ...], rules: HostRules, card: Card | None) -> tuple[Earlier, ...]:
+        """The last of them, in their order. One that was queued many times, each with another seed, counts once."""
+        found: list[Earlier] = []
+        for item in reversed(queue):
+            earlier = self._earlier(item, rules, card)
+            if earlier is not None and earlier not in found:
+                found.append(earlier)
+            if len(found) == MOST_QUEUED:
+                break
+        return tuple(reversed(found))
 
     def _earlier(self, item: QueuedPrompt, rules: HostRules, card: Card | None) -> Earlier | None:
         """What is left to do of a prompt that runs or waits; None for one that can't be planned."""

@@ -19,6 +19,8 @@ from .residency import Need, Replay, Residency, Weights, match_held
 from .sources import MODEL_TYPES
 from .types import Card, Chain, Earlier, HeldModel, HostRules, ModelRef, Phase, PhasePlan, Plan, Tile, Verdict
 
+QUEUED: Final = "planned from what the prompts before it in the queue will leave on the card"
+
 TIGHT: Final = "the margin is thin: by its upper bound this does not fit"
 
 
@@ -89,10 +91,7 @@ def _run(earlier: Earlier, replay: Replay, rules: HostRules) -> None:
 
 
 def _queued(before: Sequence[Earlier]) -> tuple[str, ...]:
-    if not before:
-        return ()
-    which = "the prompt that runs" if len(before) == 1 else f"the {len(before)} prompts that run"
-    return (f"planned from what {which} before it will leave on the card",)
+    return (QUEUED,) if before else ()
 
 
 def chain_bytes(chain: Chain, rules: HostRules) -> int:
