@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from ..vram.components import ComponentRole
 from ..vram.offloader import ActivePipelineError, PlacementError
-from ..vram.policy import DEFAULT_VIDEO_COMPONENT_POLICIES, HOST_DECIDES, VideoComponentPolicy, hosted_policy
+from ..vram.policy import CHOICES, ROLE_RULE, chosen_policy, hosted_policy
 from ..vram.status import status_report
 from ..vram.units import say_gib
 from .lifecycle import Lifecycle
@@ -119,17 +119,6 @@ class RegisterModel(ModelControl):
         return tuple(models.get(socket.name) for socket in SOCKETS)
 
 
-ROLE_RULE: Final = "recommended for its role"
-RULES: Final = {
-    "stays until memory is wanted": VideoComponentPolicy(),
-    "pinned to the card": VideoComponentPolicy(pin_to_gpu=True),
-    "leaves when idle": VideoComponentPolicy(offload_when_idle=True),
-    "leaves between uses": VideoComponentPolicy(offload_when_idle=True, offload_between_uses=True),
-    "ComfyUI decides": HOST_DECIDES,
-}
-"""What a person chooses from, and the policy it stands for."""
-
-
 class ComponentPolicy(ModelControl):
     """One rule for the models that are linked."""
 
@@ -144,7 +133,7 @@ class ComponentPolicy(ModelControl):
         return {
             "required": {
                 "policy": (
-                    [ROLE_RULE, *RULES],
+                    [ROLE_RULE, *CHOICES],
                     {
                         "tooltip": "recommended: VAE pinned, encoders leave between uses, diffusion models when idle. pinned: "
                         "stays until memory runs out. between uses: goes before sampling. idle: goes when the queue is empty."
@@ -166,7 +155,9 @@ class ComponentPolicy(ModelControl):
     def run(self, policy: str, priority: int = 1, **models: Any) -> tuple[Any, ...]:
         node_id = self.pack.host.execution.current_node() or ""
         for role, key in self.registered("", models):
-            chosen = DEFAULT_VIDEO_COMPONENT_POLICIES[role] if policy == ROLE_RULE else RULES[policy]
+            chosen = chosen_policy(policy, role)
+            if chosen is None:
+                raise ValueError(f"Component Policy knows no policy {policy!r}; choose one from its list")
             self.lifecycle.rule(key, chosen if chosen.host_decides else replace(chosen, priority=priority), node_id)
         return tuple(models.get(socket.name) for socket in SOCKETS)
 

@@ -139,7 +139,7 @@ class Preflight:
         before = self._pack.plans.get(span.prompt_id)
         if before is None:
             return  # it was not checked when it was queued, and nobody waits for its plan
-        plan = self._pack.plan(span.prompt, span.outputs)
+        plan = self._pack.plan_now(span.prompt, span.outputs)
         self._pack.plans.put(span.prompt_id, plan)
         if plan.verdict == "does_not_fit" and before.runs:
             logger.warning("since it was queued less memory has become free. %s", plan.message)

@@ -32,7 +32,7 @@ REAL_ONLY = ("comfy.ldm", "comfy.model_detection", "comfy.ops", "comfy.quant_ops
 takes their absence for an answer (tests/test_detection.py, tests/test_selfcheck.py); tests/real sees the real ones."""
 
 NEWER = ("comfy_aimdo.control.get_simple_vram_headroom",)
-"""What only a release of comfy-aimdo has that no recorded ComfyUI comes with; tests/test_aimdo_surface.py looks for it there."""
+"""What only a newer comfy-aimdo has than any recorded ComfyUI's; tests/test_aimdo_surface.py looks for it there."""
 
 SURFACE = load_surface()
 RECORDED: dict[str, Any] = json.loads((DATA / "events.json").read_text(encoding="utf-8"))

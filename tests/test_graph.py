@@ -300,18 +300,6 @@ def test_a_reference_picture_alone_is_encoded_as_one_frame() -> None:
     assert (encode.width, encode.frames) == (832, 1)
 
 
-def test_a_part_of_a_schedule_has_no_known_number_of_steps() -> None:
-    custom = {
-        "9": node("SamplerCustomAdvanced", guider=("20", 0), sigmas=("22", 0), latent_image=("8", 2)),
-        "20": node("BasicGuider", model=("1", 0), conditioning=("8", 0)),
-        "21": node("BasicScheduler", model=("1", 0), steps=20),
-        "22": node("SplitSigmas", sigmas=("21", 0), step=10),
-    }
-    chain = chain_of(i2v_prompt(**custom))
-    assert next(phase for phase in chain.phases if phase.kind == "sample").steps is None
-    assert "how many steps SamplerCustomAdvanced 9 runs is not known before it runs" in chain.assumptions
-
-
 def test_a_size_that_a_node_passes_on_by_name_is_followed_and_said() -> None:
     prompt = planlab.two_experts()
     prompt["61"] = node("SomebodysCamera", width=832, height=480)

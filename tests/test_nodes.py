@@ -347,7 +347,7 @@ def test_the_status_node_tells_cards_and_models_as_text_and_as_json(host: HostPr
     prompt["20"] = node(f"{OURS}Status", after=["8", 0])
     ran = succeeded(run_prompt(host, prompt))
     text = ran.history["outputs"]["20"]["text"][0]
-    assert text.splitlines()[0].startswith("Simulated card: ")
+    assert text.splitlines()[0].startswith("Simulated 16 GB: ")
     assert f"{PLAIN} (generator): " in text
     assert "20" in run_prompt(host, prompt).executed, "it looks anew each time"
 

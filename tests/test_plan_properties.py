@@ -62,7 +62,7 @@ def plan_of(video: dict[str, int], units: int, rules: HostRules, tile: int | Non
 def choices(planned: PhasePlan) -> tuple[object, ...]:
     """What of a phase is decided, not measured. ComfyUI cuts its own tiles by the size of the card, in time too."""
     tiles = (planned.tiled, planned.activation) if planned.tiled else None
-    return (planned.batched, tiles, planned.resident, planned.others)
+    return (planned.batched, planned.at_once, tiles, planned.resident, planned.others)
 
 
 # --- more room

@@ -1,17 +1,29 @@
 """Verdicts and their sentences, from whole graphs on cards from too small to ample."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import planlab
 import pytest
 from planlab import RULES, UNIT
 from vram_headroom.vram.estimate.estimate import NOTHING
+from vram_headroom.vram.plan.advice import FixReport
 from vram_headroom.vram.plan.graph import build_chain
 from vram_headroom.vram.plan.needs import need_of
 from vram_headroom.vram.plan.planner import make_plan
-from vram_headroom.vram.plan.report import check_report
-from vram_headroom.vram.plan.types import Card, HeldModel, HostRules, Phase, Plan
+from vram_headroom.vram.plan.report import (
+    CardReport,
+    CheckReport,
+    EstimateReport,
+    ModelReport,
+    PhaseReport,
+    RamReport,
+    TermReport,
+    check_report,
+)
+from vram_headroom.vram.plan.types import Card, HeldModel, HostRules, Phase, PhasePlan, Plan
 from vram_headroom.vram.units import say_gib
 
 GIB = 1 << 30
@@ -29,6 +41,30 @@ def test_the_four_verdicts_follow_the_size_of_the_card() -> None:
     prompt = planlab.two_experts()
     prompt["75"] = planlab.node("MagicModelMaker", seed=1)
     assert plan_of(100_000, prompt).verdict == "unknown"
+
+
+def test_a_class_the_host_does_not_have_is_unknown_on_the_smallest_card_too() -> None:
+    """Nobody knows what such a node does to sizes and models."""
+    prompt = planlab.two_experts()
+    prompt["90"] = planlab.node("NodeOfTomorrow", images=("87", 0))
+    prompt["80"]["inputs"]["images"] = ["90", 0]
+    plan = plan_of(100, prompt)
+    assert plan.verdict == "unknown"
+    assert "NodeOfTomorrow 90 is of a class this ComfyUI does not have" in plan.message
+
+
+def test_clips_that_comfyui_decodes_together_need_their_room_together() -> None:
+    """As many as its own figure lets it, so that a small card decodes one after the other."""
+
+    def decode(units: int, batch: int) -> PhasePlan:
+        return plan_of(units, planlab.two_experts(batch_size=batch)).phases[-1]
+
+    one, three = decode(60_000, 1), decode(60_000, 3)
+    assert (one.at_once, three.at_once) == (1, 3)
+    assert one.activation is not None
+    assert three.activation is not None
+    assert 2.5 < three.activation.expected / one.activation.expected < 3.5
+    assert decode(9_000, 3).at_once == 1
 
 
 def test_a_larger_card_never_makes_the_verdict_worse() -> None:
@@ -97,10 +133,41 @@ def test_a_plan_is_the_same_for_the_same_question() -> None:
     assert first.plan_id != plan_of(5_700, planlab.two_experts(length=77)).plan_id
 
 
+def test_every_field_of_the_answer_is_documented_and_no_other() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "check.md").read_text(encoding="utf-8")
+    for report in (CheckReport, CardReport, RamReport, ModelReport, PhaseReport, EstimateReport, TermReport, FixReport):
+        section = text.split(f"## {report.__name__.removesuffix('Report')}\n")[1].split("\n## ")[0]
+        assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(report.__annotations__), report
+
+
+def test_the_bus_is_counted_over_the_whole_run_and_timed_only_by_a_measured_one() -> None:
+    plan = plan_of(5_700)
+    streamed = sum(planned.streamed * (planned.phase.steps or 1) for planned in plan.phases)
+    answer = check_report(plan)
+    assert (answer["bus_bytes"], answer["bus_seconds"]) == (streamed, None)
+    assert streamed > plan.phases[2].streamed * 10
+    assert check_report(plan, bus_bytes_per_second=streamed // 4)["bus_seconds"] == pytest.approx(4, rel=0.001)
+
+
+def test_each_phase_says_what_others_hold_and_what_the_host_reserves() -> None:
+    held = HeldModel(None, "somebody's", 500 * UNIT, 300 * UNIT)
+    card = planlab.card(20_000, free=18_700)
+    rules = replace(RULES, reserve_bytes=400 * UNIT)
+    chain = build_chain(planlab.two_experts(), planlab.VOCABULARY, planlab.library, rules, card)
+    phases = check_report(make_plan(chain, card, rules, (held,)))["phases"]
+    assert {(phase["other_programs_bytes"], phase["reserve_bytes"]) for phase in phases} == {(1_000 * UNIT, 400 * UNIT)}
+    assert {phase["cache_bytes"] for phase in phases} == {0}
+
+
+def test_plans_of_one_graph_under_other_rules_are_told_apart() -> None:
+    assert plan_of(5_700).plan_id != plan_of(5_700, rules=replace(RULES, vram_state="LOW_VRAM")).plan_id
+
+
 def test_the_answer_is_json_with_the_promised_fields() -> None:
     answer = json.loads(json.dumps(check_report(plan_of(1_000))))
     assert {
-        "fits", "verdict", "message", "card", "ram", "models", "phases", "fixes", "assumptions", "plan_id", "peak_phase"
+        "fits", "verdict", "message", "card", "ram", "models", "phases", "fixes", "assumptions", "plan_id", "peak_phase",
+        "bus_bytes", "bus_seconds",
     } == set(answer)  # fmt: skip
     assert answer["fits"] is False
     vae = next(model for model in answer["models"] if model["role"] == "vae")

@@ -21,9 +21,21 @@ WRAPPER = {
             "quantization": "COMBO",
             "load_device": "COMBO",
             "block_swap_args": "BLOCKSWAPARGS",
+            "lora": "WANVIDLORA",
         },
         ("WANVIDEOMODEL",),
     ),
+    "WanVideoLoraSelect": NodeSpec({"lora": "COMBO", "strength": "FLOAT", "prev_lora": "WANVIDLORA"}, ("WANVIDLORA",)),
+    "WanVideoLoraSelectMulti": NodeSpec(
+        {"lora_0": "COMBO", "strength_0": "FLOAT", "lora_1": "COMBO", "strength_1": "FLOAT", "prev_lora": "WANVIDLORA"},
+        ("WANVIDLORA",),
+    ),
+    "WanVideoSetLoRAs": NodeSpec({"model": "WANVIDEOMODEL", "lora": "WANVIDLORA"}, ("WANVIDEOMODEL",)),
+    "WanVideoTextEncodeCached": NodeSpec(
+        {"model_name": "COMBO", "precision": "COMBO", "positive_prompt": "STRING", "quantization": "COMBO", "device": "COMBO"},
+        ("WANVIDEOTEXTEMBEDS", "WANVIDEOTEXTEMBEDS", "STRING"),
+    ),
+    "WanVideoContextOptions": NodeSpec({"context_frames": "INT", "context_overlap": "INT"}, ("WANVIDCONTEXT",)),
     "WanVideoSetBlockSwap": NodeSpec({"model": "WANVIDEOMODEL", "block_swap_args": "BLOCKSWAPARGS"}, ("WANVIDEOMODEL",)),
     "WanVideoBlockSwap": NodeSpec({"blocks_to_swap": "INT"}, ("BLOCKSWAPARGS",), False, {"blocks_to_swap": 20}),
     "WanVideoVAELoader": NodeSpec({"model_name": "COMBO", "precision": "COMBO"}, ("WANVAE",)),
@@ -45,6 +57,7 @@ WRAPPER = {
             "samples": "LATENT",
             "start_step": "INT",
             "end_step": "INT",
+            "context_options": "WANVIDCONTEXT",
         },
         ("LATENT", "LATENT"),
         False,
@@ -149,3 +162,57 @@ def test_tiles_of_the_wrapper_are_read() -> None:
     tile = phase(chain_of(prompt), "vae_decode").tile
     assert tile is not None
     assert (tile.size, tile.overlap) == (272, 128)
+
+
+def test_loras_of_the_wrapper_are_found_where_they_are_stacked() -> None:
+    """Those of another strength than 0, those before them first."""
+    prompt = wrapper_prompt(
+        **{
+            "20": node("WanVideoLoraSelect", lora="fast.safetensors", strength=1.0, prev_lora=("21", 0)),
+            "21": node("WanVideoLoraSelectMulti", lora_0="style.safetensors", strength_0=0.5, lora_1="none", strength_1=1.0),
+            "22": node(
+                "WanVideoLoraSelectMulti", lora_0="off.safetensors", strength_0=0, lora_1="late.safetensors", strength_1=1
+            ),
+            "23": node("WanVideoSetLoRAs", model=("1", 0), lora=("22", 0)),
+        }
+    )
+    prompt["1"]["inputs"]["lora"] = ["20", 0]
+    prompt["6"]["inputs"]["model"] = ["23", 0]
+    files = [lora.file for lora in phase(chain_of(prompt), "sample").loras]
+    assert files == ["style.safetensors", "fast.safetensors", "late.safetensors"]
+
+
+def test_weights_that_the_wrapper_casts_to_fp8_take_half() -> None:
+    def weights(quantization: str) -> int:
+        prompt = wrapper_prompt()
+        prompt["1"]["inputs"]["quantization"] = quantization
+        model = next(model for model in chain_of(prompt).models if model.role == "generator")
+        return model.resident_bytes or 0
+
+    assert weights("fp8_e4m3fn") == pytest.approx(weights("disabled") / 2, rel=0.01)
+    # of a file that has its scales already it only says so
+    assert weights("fp8_e4m3fn_scaled") == weights("disabled")
+
+
+def test_the_wrappers_text_encoder_stays_off_the_card_where_its_node_says_cpu() -> None:
+    prompt = wrapper_prompt()
+    prompt["4"]["inputs"]["device"] = "cpu"
+    assert [model.on_card for model in phase(chain_of(prompt), "text_encode").models] == [False]
+
+
+def test_an_encode_node_that_loads_its_own_text_encoder_is_a_phase() -> None:
+    prompt = wrapper_prompt(**{"4": node("WanVideoTextEncodeCached", model_name="umt5.safetensors", positive_prompt="x")})
+    encode = phase(chain_of(prompt), "text_encode")
+    assert ([model.file for model in encode.models], encode.own_placement) == (["umt5.safetensors"], True)
+
+
+def test_the_wrappers_context_windows_bound_what_a_forward_sees() -> None:
+    prompt = wrapper_prompt(**{"30": node("WanVideoContextOptions", context_frames=81, context_overlap=16)})
+    prompt["5"]["inputs"]["num_frames"] = 321
+    prompt["6"]["inputs"]["context_options"] = ["30", 0]
+    sample = phase(chain_of(prompt), "sample")
+    assert (sample.frames, sample.window) == (321, 21)
+
+
+def test_nothing_has_to_be_assumed_of_the_wrappers_sampler() -> None:
+    assert [said for said in chain_of(wrapper_prompt()).assumptions if "may change" in said] == []

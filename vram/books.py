@@ -119,6 +119,10 @@ class Books:
         with self._lock:
             return next((p.name for p in self._pipelines.values() if key in p.components), None)
 
+    def policy_of(self, key: object) -> VideoComponentPolicy | None:
+        with self._lock:
+            return next((p.components[key].policy for p in self._pipelines.values() if key in p.components), None)
+
     def components(self, pipeline: Pipeline) -> list[Component]:
         """Its components whose models still exist."""
         with self._lock:

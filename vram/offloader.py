@@ -134,6 +134,10 @@ class VRAMOffloader:
             if component.policy.pin_to_gpu and (index is None or component.handle.device_index == index)
         )
 
+    def policy_of(self, key: object) -> VideoComponentPolicy | None:
+        """The rule that a model (by its handle's key) is placed by; None for one that is in no pipeline."""
+        return self._books.policy_of(key)
+
     def get_loaded_pipelines(self) -> tuple[str, ...]:
         """Pipelines with at least one byte on the card."""
         return tuple(status.name for status in self.status() if any(c.bytes_on_card for c in status.components))

@@ -75,3 +75,22 @@ def hosted_policy(role: ComponentRole, elastic: bool) -> VideoComponentPolicy:
 def default_policy(role: ComponentRole, elastic: bool) -> VideoComponentPolicy:
     """The policy of a component nobody set one for. Elastic weights are the host's own affair."""
     return HOST_DECIDES if elastic else DEFAULT_VIDEO_COMPONENT_POLICIES[role]
+
+
+ROLE_RULE: Final = "recommended for its role"
+
+CHOICES: Final[Mapping[str, VideoComponentPolicy]] = MappingProxyType(
+    {
+        "stays until memory is wanted": VideoComponentPolicy(),
+        "pinned to the card": VideoComponentPolicy(pin_to_gpu=True),
+        "leaves when idle": VideoComponentPolicy(offload_when_idle=True),
+        "leaves between uses": VideoComponentPolicy(offload_when_idle=True, offload_between_uses=True),
+        "ComfyUI decides": HOST_DECIDES,
+    }
+)
+"""What a person chooses from beside ROLE_RULE, and the policy it stands for."""
+
+
+def chosen_policy(choice: str, role: ComponentRole) -> VideoComponentPolicy | None:
+    """The policy that a person's choice means for a component of this role; None for no such choice."""
+    return DEFAULT_VIDEO_COMPONENT_POLICIES[role] if choice == ROLE_RULE else CHOICES.get(choice)

@@ -13,6 +13,7 @@ from .execution import HostExecution
 from .files import HostFiles
 from .media import HostMedia
 from .models import HostModels
+from .node_cache import HostNodeCache
 from .placement import HostPlacement
 from .seams import SeamTable, seams_switched_off
 from .selfcheck import host_selfcheck
@@ -38,6 +39,7 @@ class Host:
     worker: WorkerQueue
     placement: HostPlacement
     uses: HostUses
+    node_cache: HostNodeCache
     seams: SeamTable
 
 
@@ -72,5 +74,6 @@ def connect(folder: str) -> Host | None:
         worker=worker,
         placement=placement,
         uses=uses,
+        node_cache=HostNodeCache(seams),
         seams=seams,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import folder_paths
 import nodes as comfy_nodes
 
 from ...vram.estimate.checkpoint import Checkpoint, CheckpointError, HeaderCache
-from ...vram.plan.types import MissingFileError
+from ...vram.plan.types import MissingFileError, UnreadableFileError
 from .seams import SUBGRAPHS, SeamTable
 
 
@@ -49,7 +50,7 @@ class HostFiles:
         try:
             return self._headers.get(path)
         except CheckpointError as error:
-            raise MissingFileError(f"the size of {name} can't be read: {error}") from error
+            raise UnreadableFileError(f"the size of {name} can't be read: {error}", str(path), size_on_disk(path)) from error
 
     def stock_inputs(self, class_name: str) -> dict[str, Any]:
         """INPUT_TYPES of a stock node, as it declares them now: file lists are read anew each time."""
@@ -79,3 +80,11 @@ def _graph_tools() -> Any:
     except ImportError:
         return None
     return found if hasattr(found, "GraphBuilder") and hasattr(found, "ExecutionBlocker") else None
+
+
+def size_on_disk(path: str) -> int:
+    """0 for a file that is gone by now."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -54,6 +54,9 @@ SOURCE_FILES = Seam(
 )
 
 
+NODE_CACHE = Seam("results of the last run", "private", "0.8", "nodes that will not run again are counted as if they did")
+QUEUE = Seam("prompts that wait", "private", "0.8", "a plan starts from what is loaded now, not from what queued prompts leave")
+
 USER_SETTINGS = Seam("user settings", "private", "0.8", "what to do with a prompt that does not fit is always `warn`")
 
 

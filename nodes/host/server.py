@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from server import PromptServer
 
-from .seams import MIDDLEWARE, NODE_TEXT, PROMPT_HANDLER, ROUTES, USER_SETTINGS, SeamTable
+from .seams import MIDDLEWARE, NODE_TEXT, PROMPT_HANDLER, QUEUE, ROUTES, USER_SETTINGS, SeamTable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLAIM = "vram_headroom_folder"
 """Set on the server: a second copy of the pack would serve nobody and register models in books that nobody reads."""
 
 PROMPT_PATHS = frozenset({"/prompt", "/api/prompt"})
+
+
+class QueuedPrompt(NamedTuple):
+    """A prompt that waits or runs."""
+
+    prompt_id: str
+    prompt: object
+    outputs: tuple[str, ...]
+    """Output nodes that are run."""
+    running: bool
 
 
 class HostServer:
@@ -79,6 +89,22 @@ class HostServer:
             return False
         say(text, node_id, getattr(self._instance, "client_id", None))
         return True
+
+    def queued(self) -> tuple[QueuedPrompt, ...]:
+        """The prompts that run and wait, in the order they will run; none where that can't be read."""
+        read = getattr(getattr(self._instance, "prompt_queue", None), "get_current_queue_volatile", None)
+        if not self._seams.knows(QUEUE):
+            self._seams.note(QUEUE, live=callable(read))
+        if read is None or not self._seams.live(QUEUE):
+            return ()
+        running, pending = read()
+        # the waiting ones are a heap: by number, then by id
+        items = [*((item, True) for item in running), *((item, False) for item in sorted(pending, key=lambda item: item[:2]))]
+        return tuple(
+            QueuedPrompt(str(item[1]), item[2], tuple(str(node) for node in item[4] or ()), runs)
+            for item, runs in items
+            if len(item) > 4
+        )
 
     def on_prompt(self, handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
         """Let `handler` see and return every prompt's body before it is validated."""

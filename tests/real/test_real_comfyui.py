@@ -65,6 +65,20 @@ def test_two_experts_run_with_our_loaders_and_a_second_time_nothing_runs(
     assert {component["placement"] for component in pipeline["components"]} == {"gpu"}
 
 
+def test_what_comfyui_still_has_from_its_last_run_is_not_charged(comfyui: RealComfyUI, two_stage: dict[str, Any]) -> None:
+    def phases(prompt: dict[str, Any]) -> list[str]:
+        return [phase["kind"] for phase in comfyui.ask(CHECK, {"prompt": prompt})[1]["phases"]]
+
+    prompt = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in two_stage.items()}
+    samplers = [node_id for node_id, node in prompt.items() if node["class_type"] == "KSamplerAdvanced"]
+    prompt[samplers[0]]["inputs"]["noise_seed"] = 4711
+    history_of(comfyui.url, comfyui.ask("/prompt", {"prompt": prompt, "client_id": "test"})[1]["prompt_id"])
+    answer = comfyui.ask(CHECK, {"prompt": prompt})[1]
+    assert (answer["phases"], answer["verdict"]) == ([], "fits")
+    prompt[samplers[0]]["inputs"]["noise_seed"] = 4712
+    assert sorted(phases(prompt)) == ["sample", "sample", "vae_decode"]
+
+
 def test_registering_keeps_no_model_alive(comfyui: RealComfyUI, two_stage: dict[str, Any]) -> None:
     queued = comfyui.ask("/prompt", {"prompt": with_our_loaders(two_stage), "client_id": "test"})[1]
     history_of(comfyui.url, queued["prompt_id"])
@@ -82,6 +96,8 @@ def test_registering_keeps_no_model_alive(comfyui: RealComfyUI, two_stage: dict[
     tiny["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     history_of(comfyui.url, comfyui.ask("/prompt", {"prompt": tiny, "client_id": "test"})[1]["prompt_id"])
     assert comfyui.ask(STATUS)[1]["pipelines"] == []
+    again = comfyui.ask(CHECK, {"prompt": two_stage})[1]
+    assert [phase["kind"] for phase in again["phases"]].count("text_encode") == 2, "nothing is kept, all is charged"
     assert "memory leak" not in comfyui.log.read_text().lower()
 
 

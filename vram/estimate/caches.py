@@ -130,6 +130,21 @@ def causal_caches(shape: DitShape, video: Video, element_bytes: int = SIZE_BYTES
     return Estimate.of((Term("keys and values of the video", keys), Term("keys and values of the text", text)))
 
 
+def pose_cache(latent: Latent, *, layers: int, dim: int, bits: int) -> int:
+    """Bytes that Animate 2's cache node keeps while a sampler runs: the pose branch's input of every block, for one clip of the
+    batch (ComfyUI comfy/ldm/wan/model_animate2.py, PoseBranchCache, 0.33).
+
+    `latent`: of the pose video, which is the clip without its reference frame. `bits` of one value: 16 in fp16 and bf16, 8 or 4
+    with a scale of 4 bytes a token. Raises ValueError that names an argument out of range.
+    """
+    typed("latent", latent, Latent)
+    whole("layers", layers, 1)
+    whole("dim", dim, 1)
+    whole("bits", bits, 4, 32)
+    tokens = latent.frames * -(-latent.rows // 2) * -(-latent.columns // 2)
+    return layers * tokens * (dim * bits // 8 + (4 if bits < 16 else 0))
+
+
 def vae_features(kind: str, way: str, width: int, height: int) -> int:
     """Bytes that a streaming VAE keeps between chunks in 16 bit. Raises ValueError that names an argument out of range."""
     whole("width", width, 0, MOST_PIXELS)

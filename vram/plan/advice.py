@@ -306,13 +306,13 @@ class _Search:
 
     def speedups(self, setups: tuple[Setup, ...]) -> list[Fix]:
         """What streams less or fails less, and leaves the picture, and the time everything else takes, alone."""
-        streamed, failing = _streamed_in_run(self._bench.plan), _failing(self._bench.plan)
+        streamed, failing = self._bench.plan.bus_bytes, _failing(self._bench.plan)
         self._bearable, self._missing = self._burden, None
 
         def faster(plan: Plan | None) -> bool:
             if plan is None or plan.verdict not in ("fits", "fits_with_offload") or not self._works(plan):
                 return False
-            now = (_streamed_in_run(plan), _failing(plan))
+            now = (plan.bus_bytes, _failing(plan))
             return now[0] <= streamed and now[1] <= failing and now != (streamed, failing)
 
         found: list[Fix] = []
@@ -470,7 +470,7 @@ class _Search:
         if before.verdict != "does_not_fit" or before.peak_phase is None:
             if self._bearable < self._burden or self._missing is not None:
                 return max(0, _memory_need(before) - _memory_need(plan))
-            return max(0, _streamed_in_run(before) - _streamed_in_run(plan))
+            return max(0, before.bus_bytes - plan.bus_bytes)
         worst = before.phases[before.peak_phase]
         same = next(
             (
@@ -543,17 +543,12 @@ def _unsized(plan: Plan) -> int:
     return sum(planned.activation is None for planned in plan.phases)
 
 
-def _streamed_in_run(plan: Plan) -> int:
-    """Bytes over the bus in the whole run; a sampler of unknown steps counts as one step."""
-    return sum(planned.streamed * (planned.phase.steps or 1) for planned in plan.phases)
-
-
 def _ranked(fixes: list[Fix]) -> tuple[Fix, ...]:
     """What leaves the picture as it is first, then by what it does to system memory and what crosses the bus; a click before
     what a person has to do."""
 
     def place(fix: Fix) -> tuple[int, bool, int, int, bool, int, str]:
-        what = (PICTURES.index(fix.picture), fix.verdict == "unknown", _burden(fix.plan), _streamed_in_run(fix.plan))
+        what = (PICTURES.index(fix.picture), fix.verdict == "unknown", _burden(fix.plan), fix.plan.bus_bytes)
         return (*what, not fix.changes, -fix.saves, fix.id)
 
     return tuple(sorted(fixes, key=place))

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Final, Generic, TypeVar
 
 from ..estimate.checkpoint import Checkpoint
-from .types import Chain, Library, Media, MediaSize, MissingFileError, Plan
+from .types import Chain, Library, Media, MediaSize, MissingFileError, Plan, UnreadableFileError
 
 CHAINS_KEPT: Final = 32
 PLANS_KEPT: Final = 128
@@ -85,6 +85,9 @@ class Reads:
     def header(self, folder: str, name: str) -> Checkpoint:
         try:
             found = self.library(folder, name)
+        except UnreadableFileError as error:
+            self.stamps[error.path] = stamp(error.path)
+            raise
         except MissingFileError:
             self.missing.add((folder, name))
             raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, TypeGuard
+from typing import Final
 
 from ..estimate.pictures import PICTURE_WORK
 from .encodes import encodes, largest
-from .prompt import Graph, is_wildcard, parse_prompt
+from .ours import POLICY
+from .prompt import Graph, is_number, is_wildcard, parse_prompt
+from .schedule import sampling_steps
 from .shapes import LATENTS, LENGTH_INPUTS, MEASURES, PICTURE_RULES, PICTURES, picture_size, whole, work_size
 from .sizes import AtMost, Size, combine, plain
 from .sizing import Sizing
@@ -23,6 +25,7 @@ from .types import (
     NodeVocabulary,
     Phase,
     PhaseKind,
+    PoseCache,
     Tile,
     no_media,
 )
@@ -45,9 +48,6 @@ REFERENCE_INPUTS: Final = {
 GOES_ON_INPUTS: Final = {"WanSoundImageToVideo": "ref_motion", "WanSoundImageToVideoExtend": "video_latent"}
 """Nodes whose conditioning carries the end of an earlier clip."""
 
-STEP_RANGES: Final = (("start_at_step", "end_at_step"), ("start_step", "end_step"))
-"""Widgets of samplers that run a part of the schedule: ComfyUI's and WanVideoWrapper's."""
-
 KIND_TITLES: Final[dict[PhaseKind, str]] = {
     "text_encode": "Text encoding",
     "clip_vision": "CLIP vision encoding",
@@ -68,10 +68,12 @@ def build_chain(
     targets: Iterable[str] | None = None,
     media: Media = no_media,
     sizing: Sizing | None = None,
+    cached: frozenset[str] = frozenset(),
 ) -> Chain:
     """The phases of `prompt` in the order they run. Raises PromptError when it is no prompt or runs in a circle.
 
-    `media` tells the sizes of input files, where they are there; `sizing` remembers what was weighed.
+    `media` tells the sizes of input files, where they are there; `sizing` remembers what was weighed. `cached`
+    nodes have their results already (rerun.py).
     """
     graph = parse_prompt(prompt, vocabulary, targets, MEASURES, media)
     finder = SourceFinder(graph, library, rules, card, sizing or Sizing())
@@ -79,15 +81,21 @@ def build_chain(
         finder.unknown.append("no output node of this prompt is known here, so nothing would run")
     phases: list[Phase] = []
     done: set[int] = set()
-    for node_id in graph.run_order():
+    missing: list[str] = []
+    ruled: list[tuple[tuple[str, str, str], str]] = []
+    order = graph.run_order(cached)
+    for node_id in order:
         if graph.spec(node_id) is None:
+            missing.append(graph.class_of(node_id))
             finder.unknown.append(f"{graph.title(node_id)} is of a class this ComfyUI does not have")
             continue
         signature = graph.signature(node_id)
         if signature in done:
             continue  # ComfyUI gives it what an equal node with equal inputs made
         done.add(signature)
-        sources = finder.of_node(node_id)
+        sources = finder.of_node(node_id) or finder.loaded_by(node_id)
+        if graph.class_of(node_id) == POLICY:
+            ruled.extend((model.key, node_id) for source in sources.values() for model in source.models)
         if not sources:
             if graph.class_of(node_id) in PICTURE_WORK:
                 phases.append(_picture_phase(graph, finder, node_id))
@@ -96,7 +104,9 @@ def build_chain(
         if kind is not None:
             phases.append(_phase(graph, finder, node_id, kind, sources))
     assumptions = tuple(dict.fromkeys((*finder.assumptions, *graph.assumed)))
-    return Chain(tuple(phases), finder.models, assumptions, tuple(dict.fromkeys(finder.unknown)))
+    unknown = tuple(dict.fromkeys(finder.unknown))
+    idle = bool(cached) and bool(graph.targets) and not order
+    return Chain(tuple(phases), finder.models, assumptions, unknown, tuple(dict.fromkeys(missing)), idle, tuple(ruled))
 
 
 GENERATORS: Final = ("MODEL", "WANVIDEOMODEL")
@@ -154,6 +164,8 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
     if kind == "clip_vision":
         return replace(phase, width=CLIP_VISION_SIDE, height=CLIP_VISION_SIDE, frames=_pictures(graph, node_id))
     if kind in ("text_encode", "audio_encode"):
+        if own and graph.value(node_id, "device") == "cpu":
+            phase = replace(phase, models=tuple(replace(model, on_card=False) for model in models))
         return phase
     size = _worked_at(graph, node_id, kind)
     for name, value in zip(("width", "height", "frames"), size, strict=False):
@@ -171,9 +183,10 @@ def _phase(graph: Graph, finder: SourceFinder, node_id: str, kind: PhaseKind, so
             phase,
             steps=sampling_steps(graph, node_id),
             cfg=guidance(graph, node_id),
-            window=_window(graph, through),
+            window=_window(graph, through) or _wrapper_window(graph, node_id),
             patches=tuple(graph.class_of(other) for other in through),
             blocks_to_swap=_blocks_to_swap(graph, through) if own else None,
+            pose_cache=_pose_cache(graph, through),
             reference_frames=_conditions(graph, node_id, REFERENCE_INPUTS),
             goes_on=_conditions(graph, node_id, GOES_ON_INPUTS) > 0,
         )
@@ -292,7 +305,7 @@ def _blocks_to_swap(graph: Graph, through: Iterable[str]) -> int:
         for name, link in graph.links(node_id):
             if graph.input_type(node_id, name) == "BLOCKSWAPARGS" and link.node_id in graph.nodes:
                 value = graph.value(link.node_id, "blocks_to_swap")
-                return int(value) if _is_number(value) and value > 0 else 0
+                return int(value) if is_number(value) and value > 0 else 0
     return 0
 
 
@@ -310,6 +323,28 @@ def _window(graph: Graph, through: Iterable[str]) -> int | None:
     return None
 
 
+POSE_CACHE: Final = "WanAnimate2Cache"
+POSE_CACHE_BITS: Final = {"int8": 8, "int4": 4}
+"""Its dtypes but for the default, which is the model's own (ComfyUI comfy_extras/nodes_wan.py, 0.33)."""
+
+
+def _pose_cache(graph: Graph, through: Iterable[str]) -> PoseCache | None:
+    """The last cache node on the model's way is the one that counts: each puts its own in the place of the one before."""
+    found = next((node_id for node_id in reversed(tuple(through)) if graph.class_of(node_id) == POSE_CACHE), None)
+    if found is None:
+        return None
+    return PoseCache(graph.value(found, "device") == "gpu", POSE_CACHE_BITS.get(str(graph.value(found, "dtype")), 0))
+
+
+def _wrapper_window(graph: Graph, node_id: str) -> int | None:
+    """WanVideoWrapper's context options are linked to its sampler, and count the video's frames."""
+    for name, link in graph.links(node_id):
+        if graph.input_type(node_id, name) == "WANVIDCONTEXT" and link.node_id in graph.nodes:
+            frames = plain(whole(graph, link.node_id, "context_frames"))
+            return None if frames is None else (frames - 1) // 4 + 1
+    return None
+
+
 def _title(graph: Graph, node_id: str, kind: PhaseKind, models: tuple[ModelRef, ...]) -> str:
     name = KIND_TITLES[kind] or graph.class_of(node_id)
     if kind == "sample":
@@ -321,38 +356,6 @@ def _title(graph: Graph, node_id: str, kind: PhaseKind, models: tuple[ModelRef, 
     return name
 
 
-def sampling_steps(graph: Graph, node_id: str) -> int | None:
-    """Steps one sampler runs: all of its schedule, or from `start_at_step` to `end_at_step` of it."""
-    owner = _owner(graph, node_id, "steps", "SIGMAS")
-    if owner is None or _is_split(graph, node_id, owner):
-        return None
-    steps = _positive(graph, owner, "steps")
-    if steps is None:
-        return None
-    spec = graph.spec(node_id)
-    inputs = {*graph.inputs(node_id), *(spec.inputs if spec else ())}
-    first: object = 0
-    last: object = steps
-    for start, end in STEP_RANGES:
-        first = graph.value(node_id, start) if start in inputs else first
-        last = graph.value(node_id, end) if end in inputs else last
-    if not _is_number(first) or not _is_number(last):
-        return None
-    # WanVideoWrapper says -1 for "to the end"
-    return max(0, (min(int(last), steps) if last >= 0 else steps) - int(first))
-
-
-def _is_split(graph: Graph, node_id: str, owner: str) -> bool:
-    """A node between the schedule and the sampler takes a part of it: how many steps that is, is not known."""
-    here: str | None = node_id
-    while here is not None and here != owner:
-        sigmas = [link.node_id for name, link in graph.links(here) if graph.input_type(here, name) == "SIGMAS"]
-        here = sigmas[0] if sigmas else None
-        if here is not None and here != owner:
-            return True
-    return False
-
-
 def guidance(graph: Graph, node_id: str) -> float | None:
     """The cfg a sampler runs with: its own widget or its guider's; a guider without one runs the positive prompt only."""
     owner = _owner(graph, node_id, "cfg", "GUIDER")
@@ -360,7 +363,7 @@ def guidance(graph: Graph, node_id: str) -> float | None:
         guided = any(graph.input_type(node_id, name) == "GUIDER" for name, _ in graph.links(node_id))
         return 1.0 if guided else None
     value = graph.value(owner, "cfg")
-    return float(value) if _is_number(value) else None
+    return float(value) if is_number(value) else None
 
 
 def _owner(graph: Graph, node_id: str, widget: str, through: str) -> str | None:
@@ -374,15 +377,3 @@ def _owner(graph: Graph, node_id: str, widget: str, through: str) -> str | None:
             return here
         here = next((link.node_id for name, link in graph.links(here) if graph.input_type(here, name) == through), None)
     return None
-
-
-def _positive(graph: Graph, node_id: str, name: str) -> int | None:
-    value = graph.value(node_id, name)
-    if not _is_number(value) or not 0 < value < 1 << 24:
-        return None
-    return int(value)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    """A number a widget may hold: neither infinite, nor NaN, nor an integer too large for any arithmetic."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from ..estimate import dit, encoders, tiling, vae
 from ..estimate.architecture import Architecture
 from ..estimate.backend import Backend
-from ..estimate.caches import causal_caches
+from ..estimate.caches import causal_caches, pose_cache
 from ..estimate.detection import host_required
 from ..estimate.estimate import NOTHING, Estimate, Term
 from ..estimate.overheads import Family, dit_family
@@ -52,8 +52,9 @@ class PhaseNeed(NamedTuple):
 UNKNOWN_NEED: Final = PhaseNeed(0, 0, None, None)
 
 
-def need_of(phase: Phase, rules: HostRules) -> PhaseNeed:
-    """What `phase` needs under these rules. Raises nothing: what has no known size has no known need."""
+def need_of(phase: Phase, rules: HostRules, at_once: int = 1) -> PhaseNeed:
+    """What `phase` needs under these rules, with `at_once` clips of its batch decoded or encoded together. Raises nothing: what
+    has no known size has no known need."""
     if phase.kind != "other" and phase.models and not any(model.on_card for model in phase.models):
         return PhaseNeed(0, 0, NOTHING, NOTHING)
     match phase.kind:
@@ -68,7 +69,7 @@ def need_of(phase: Phase, rules: HostRules) -> PhaseNeed:
     if phase.width is None or phase.height is None or phase.frames is None or not phase.models:
         return UNKNOWN_NEED
     video = Video(phase.width, phase.height, phase.frames, phase.batch or 1)
-    return _sampling(phase, video, rules) if phase.kind == "sample" else _vae(phase, video, rules)
+    return _sampling(phase, video, rules) if phase.kind == "sample" else _vae(phase, video, rules, at_once)
 
 
 def runs_uncond(phase: Phase) -> bool:
@@ -167,7 +168,23 @@ def _forward(phase: Phase, model: ModelRef, video: Video, rules: HostRules) -> P
         sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts)
         for batched in (False, conditions == 2)
     )
+    if phase.pose_cache is not None and phase.pose_cache.on_card:
+        kept = pose_cache_bytes(phase, rules)
+        one, both = (estimate.plus(kept, "cached pose activations") for estimate in (one, both))
     return PhaseNeed(host[0], host[1], one, both)
+
+
+def pose_cache_bytes(phase: Phase, rules: HostRules) -> int:
+    """What Animate 2's cache node keeps in this phase, on the card or off it; 0 without one, or where sizes are not known.
+
+    With context windows each has a slot of its own, as long as there is room: those of the whole clip, side by side.
+    """
+    found = next((model.arch for model in phase.models if model.arch.variant == "animate2"), None)
+    if phase.pose_cache is None or found is None or phase.width is None or phase.height is None or phase.frames is None:
+        return 0
+    clip = Video(phase.width, phase.height, max(1, phase.frames - 4)).latent()  # the reference frame has no pose
+    bits = phase.pose_cache.bits or 8 * rules.compute_bytes
+    return pose_cache(clip, layers=max(1, found.layers or 1), dim=found.dim or 1, bits=bits)
 
 
 def _causal(shape: dit.DitShape, video: Video, backend: Backend, casts: bool, host: list[int]) -> PhaseNeed:
@@ -219,7 +236,7 @@ REFERENCES: Final = ("fun_control_2.2", "s2v", "humo", "scail", "scail2")
 """Variants that join the tokens of reference latents to those of the video (see dit.DitShape.reference_frames)."""
 
 
-def _vae(phase: Phase, video: Video, rules: HostRules) -> PhaseNeed:
+def _vae(phase: Phase, video: Video, rules: HostRules, at_once: int) -> PhaseNeed:
     found = next((model for model in phase.models if model.arch.kind == "vae" and model.arch.spatial_stride), None)
     if found is None:
         return UNKNOWN_NEED
@@ -233,14 +250,14 @@ def _vae(phase: Phase, video: Video, rules: HostRules) -> PhaseNeed:
         return _tiled_vae(phase.tile, kind, video, rules, backend, decodes)
     if decodes:
         host = vae.host_decode_required(kind, latent, rules.vae_compute_bytes)
-        whole_clip = vae.vae_decode(kind, video, backend)
+        whole_clip = vae.vae_decode(kind, video, backend, at_once=at_once)
         tile = tiling.fallback_tile(
             kind, latent, card_total=rules.card_total, comfyui=backend.comfyui, element_bytes=rules.vae_compute_bytes
         )
         fallback = tiling.tiled_decode(kind, video, tile, backend)
     else:
         host = vae.host_encode_required(kind, video, rules.vae_compute_bytes)
-        whole_clip = vae.vae_encode(kind, video, backend)
+        whole_clip = vae.vae_encode(kind, video, backend, at_once=at_once)
         tile = tiling.encode_fallback_tile(kind, latent)
         fallback = tiling.tiled_encode(kind, video, tile, backend)
     side = max(tile.rows, tile.columns) * vae.STRIDES[kind]

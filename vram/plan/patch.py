@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
 
-from .prompt import EXPRESSIONS, MAX_HOPS, SCALARS, SWITCHES, Graph, Link, as_link, is_wildcard
+from .prompt import CONSTANTS, EXPRESSIONS, MAX_HOPS, SCALARS, SWITCHES, Graph, Link, as_link, is_wildcard
 
 OTHER_QUANTITIES: Final = frozenset(
     {"batch_size", "cfg", "denoise", "end_at_step", "fps", "frame_rate", "height", "length", "noise_seed", "num_frames", "seed"}
@@ -217,8 +217,8 @@ class Widgets:
         inputs, output = graph.inputs(link.node_id), spec.outputs[link.slot]
         if is_wildcard(output) and len(inputs) == 1:
             return next(iter(inputs))
-        if list(spec.inputs) == ["value"] and spec.inputs["value"] == output:
-            return "value"
+        if len(spec.inputs) == 1 and (only := next(iter(spec.inputs))).lower() in CONSTANTS and spec.inputs[only] == output:
+            return only
         name = spec.output_names[link.slot] if link.slot < len(spec.output_names) else ""
         return name if output in SCALARS and spec.inputs.get(name) == output else None
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ..estimate.estimate import Estimate
 from ..estimate.overheads import reserved
 from ..estimate.sampling import batches_cond_and_uncond
+from ..estimate.vae import clips_at_once
 from ..units import say_gib
-from .needs import PhaseNeed, backend_of, family_of, need_of, runs_uncond
+from .needs import PhaseNeed, backend_of, family_of, need_of, pose_cache_bytes, runs_uncond
 from .placing import Key
 from .ram import RamModel, RamPhase, RamPlan, SystemMemory, frame_bytes, latent_bytes, plan_ram
 from .residency import Need, Replay, Residency, Weights, match_held
 from .sources import MODEL_TYPES
-from .types import Card, Chain, HeldModel, HostRules, ModelRef, Phase, PhasePlan, Plan, Tile, Verdict
+from .types import Card, Chain, Earlier, HeldModel, HostRules, ModelRef, Phase, PhasePlan, Plan, Tile, Verdict
+
+QUEUED: Final = "planned from what the prompts before it in the queue will leave on the card"
 
 TIGHT: Final = "the margin is thin: by its upper bound this does not fit"
 
@@ -28,10 +31,12 @@ def make_plan(
     held: Iterable[HeldModel] = (),
     memory: SystemMemory | None = None,
     pinned: Collection[Key] = (),
+    before: Sequence[Earlier] = (),
 ) -> Plan:
     """Replay `chain` on `card`. Deterministic: equal arguments give an equal Plan. A None card gives `unknown`.
 
-    `memory` is the system's; None leaves it out of the plan. `pinned` are models that a policy keeps on the card.
+    `memory` is the system's; None leaves it out of the plan. `pinned` are models that a policy keeps on the card, `before` the
+    prompts that run first, in their order: the chain starts from what they leave.
     """
     if card is None:
         none = Card("no accelerator", 0, 0)
@@ -40,8 +45,12 @@ def make_plan(
     rules = replace(rules, card_total=card.total)
     held = tuple(held)
     matched = match_held(chain.models, held)
-    loaded = {key: model.bytes_on_card for key, model in matched.items()}
-    replay = Replay(card, rules, held, chain.models, pinned)
+    known = dict.fromkeys((*chain.models, *(model for earlier in before for model in earlier.chain.models)))
+    pins = frozenset(pinned).union(*(earlier.pinned for earlier in before))
+    replay = Replay(card, rules, held, known, pins)
+    for earlier in before:
+        _run(earlier, replay, rules)
+    loaded = replay.loaded if before else {key: model.bytes_on_card for key, model in matched.items()}
     needs = tuple(need_of(phase, rules) for phase in chain.phases)
     planned: list[PhasePlan] = []
     states: list[Mapping[Key, int]] = []
@@ -56,19 +65,33 @@ def make_plan(
         default=None,
     )
     reasons = chain.unknown or _unsized(phases)
-    verdict = _verdict(phases, reasons)
+    # a host without one of its node classes refuses the graph, and what such a node changes is anybody's guess
+    verdict: Verdict = "unknown" if chain.missing else "fits" if chain.nothing_to_do else _verdict(phases, reasons)
     return Plan(
-        plan_id=_plan_id(chain, card),
+        plan_id=_plan_id(chain, card, rules, held, sorted(pins), [_outline(earlier) for earlier in before]),
         verdict=verdict,
         message=_message(verdict, phases, peak_phase, card, reasons),
         card=card,
         phases=phases,
         models=chain.models,
         peak_phase=peak_phase,
-        assumptions=_assumptions(chain, phases),
+        assumptions=(*_queued(before), *_assumptions(chain, phases)),
         new_bytes=max((_new_bytes(phase, need, loaded) for phase, need in zip(chain.phases, needs, strict=True)), default=0),
+        reserve=rules.reserve_bytes if rules.patchers == "legacy" else rules.headroom_bytes,
+        other_programs=max(0, card.total - card.free - sum(model.bytes_on_card for model in held)),
         ram=None if memory is None else _ram(chain, phases, states, loaded, memory, rules),
     )
+
+
+def _run(earlier: Earlier, replay: Replay, rules: HostRules) -> None:
+    """What a prompt that runs first does to the card."""
+    for phase in earlier.chain.phases:
+        _plan_phase(phase, need_of(phase, rules), replay, rules)
+    replay.leave(earlier.leaves)
+
+
+def _queued(before: Sequence[Earlier]) -> tuple[str, ...]:
+    return (QUEUED,) if before else ()
 
 
 def chain_bytes(chain: Chain, rules: HostRules) -> int:
@@ -125,6 +148,9 @@ def _plan_phase(phase: Phase, need: PhaseNeed, replay: Replay, rules: HostRules)
             upper=need.required.upper if need.required else None,
         )
     )
+    at_once = _clips_at_once(phase, need, residency.free)
+    if at_once > 1:
+        need = need_of(phase, rules, at_once)
     # ComfyUI batches cond and uncond only if that fits beside the weights it has just placed
     uncond = runs_uncond(phase)
     batched = uncond and batches_cond_and_uncond(need.host_batched, residency.free)
@@ -144,7 +170,15 @@ def _plan_phase(phase: Phase, need: PhaseNeed, replay: Replay, rules: HostRules)
     forwards = 2 if uncond and not batched else 1
     streamed = residency.offloaded * forwards
     found = _phase_plan(phase, activation, residency, residency.resident, streamed, available, rules, batched, tiled)
-    return found, residency
+    return replace(found, at_once=at_once), residency
+
+
+def _clips_at_once(phase: Phase, need: PhaseNeed, free: int) -> int:
+    """As many clips of a batch as ComfyUI's own figure for one lets a VAE do together; tiled ones are done in turn."""
+    batch = phase.batch or 1
+    if phase.kind not in ("vae_decode", "vae_encode") or batch < 2 or not need.host or phase.tile is not None:
+        return 1
+    return clips_at_once(free, need.host, batch)
 
 
 def _place_itself(phase: Phase, need: PhaseNeed, replay: Replay, rules: HostRules) -> tuple[PhasePlan, Residency]:
@@ -273,7 +307,9 @@ def _ram(
         if None not in size and phase.kind in ("vae_encode", "vae_decode", "sample"):
             width, height, frames = (side or 0 for side in size)
             if phase.kind == "sample":
-                latents = latent_bytes(16, (frames - 1) // 4 + 1, height // 8, width // 8, phase.batch or 1)
+                kept = phase.pose_cache is not None and not phase.pose_cache.on_card
+                latents = pose_cache_bytes(phase, rules) if kept else 0
+                latents += latent_bytes(16, (frames - 1) // 4 + 1, height // 8, width // 8, phase.batch or 1)
             else:
                 pictures = frame_bytes(width, height, frames, phase.batch or 1)
         decoding = pictures if phase.kind == "vae_decode" else 0
@@ -301,6 +337,8 @@ def _message(
             return say_shortage(phases[peak_phase], card)
         case "fits_with_offload":
             return _offload_message(phases)
+        case "fits" if not phases:
+            return "Fits: nothing has to be computed, the results of the last run are still there."
         case "fits" if peak_phase is not None:
             peak = max((planned.peak.expected for planned in phases if planned.peak), default=0)
             return f"Fits: at most {say_gib(peak)} of this card's {say_gib(card.total)}, with all weights in place."
@@ -347,5 +385,11 @@ def _at(phase: Phase) -> str:
     return f" at {phase.width}×{phase.height}{frames}"
 
 
-def _plan_id(chain: Chain, card: Card) -> str:
-    return hashlib.sha256(repr((chain, card)).encode()).hexdigest()[:16]
+def _outline(earlier: Earlier) -> tuple[object, ...]:
+    phases = tuple((phase.node_id, phase.width, phase.height, phase.frames) for phase in earlier.chain.phases)
+    return (phases, tuple(model.key for model in earlier.chain.models), sorted(earlier.leaves))
+
+
+def _plan_id(*made_of: object) -> str:
+    """Equal for plans made of equal things."""
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]

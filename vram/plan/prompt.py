@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from .expression import ExpressionError, evaluate
+from .ours import PASSES
 from .sizes import AtMost, Dim, Size
 from .types import Media, NodeSpec, NodeVocabulary, no_media
 
@@ -50,8 +51,16 @@ SWITCHES: Final[Mapping[str, Switch]] = {
     "ComfySoftSwitchNode": Switch("switch", "on_true", "on_false"),
 }
 
-EXPRESSIONS: Final[Mapping[str, tuple[str, str]]] = {"ComfyMathExpression": ("expression", "values.")}
-"""Node class -> its expression input and what the names of its operands begin with."""
+EXPRESSIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "ComfyMathExpression": ("expression", "values."),
+    "MathExpression|pysssss": ("expression", ""),
+    "SimpleMath+": ("value", ""),
+}
+"""Node class -> its expression input and what the names of its operands begin with: ComfyUI's own, and those of the Custom
+Scripts and Essentials packs, whose operands are `a`, `b` and `c`."""
+
+CONSTANTS: Final = frozenset({"value", "int", "float", "number", "string", "boolean"})
+"""What the only widget of a node that puts it out unchanged is called, in ComfyUI and in the packs that have such nodes."""
 
 
 Measures = Mapping[tuple[str, int], "Callable[[Graph, str], Dim]"]
@@ -140,7 +149,9 @@ class Graph:
             return Unknown(f"{self.title(node_id)} has no value for {name}")
         raw = inputs[name]
         link = as_link(raw)
-        return _unwrap(raw) if link is None else self.output_value(link, hops)
+        if link is not None:
+            return self.output_value(link, hops)
+        return _as_declared(raw, self.input_type(node_id, name)) if isinstance(raw, str) else _unwrap(raw)
 
     def output_value(self, link: Link, hops: int = 0) -> object:
         """The value of an output that primitive, switch and arithmetic nodes make, or Unknown with the reason."""
@@ -177,10 +188,16 @@ class Graph:
         spec = self.spec(node_id)
         if spec is None or slot >= len(spec.outputs):
             return None
+        if (handed_on := PASSES.get(self.class_of(node_id))) is not None:
+            return handed_on
         if is_wildcard(spec.outputs[slot]) and len(self.inputs(node_id)) == 1:
             return next(iter(self.inputs(node_id)))
-        if list(spec.inputs) == ["value"] and spec.outputs[slot] == spec.inputs["value"]:
-            return "value"
+        if (
+            len(spec.inputs) == 1
+            and (only := next(iter(spec.inputs))).lower() in CONSTANTS
+            and spec.outputs[slot] == spec.inputs[only]
+        ):
+            return only
         name = spec.output_names[slot] if slot < len(spec.output_names) else ""
         if spec.outputs[slot] in SCALARS and spec.inputs.get(name) == spec.outputs[slot]:
             self.assumed[f"{self.title(node_id)} passes its {name} on unchanged"] = None
@@ -264,14 +281,17 @@ class Graph:
             stack.pop()
         return signatures[node_id]
 
-    def run_order(self) -> tuple[str, ...]:
-        """Ids of the nodes that would run, inputs before the nodes they feed. Raises PromptError for a loop."""
+    def run_order(self, cached: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """Ids of the nodes that would run, inputs before the nodes they feed. Raises PromptError for a loop.
+
+        The results of `cached` ones are there: neither they run nor what only they need.
+        """
         order: list[str] = []
         done: set[str] = set()
         open_path: dict[str, None] = {}
         for target in self.targets:
             stack: list[tuple[str, Iterator[tuple[str, Link]]]] = []
-            if target not in done:
+            if target not in done and target not in cached:
                 open_path[target] = None
                 stack.append((target, self.links(target)))
             while stack:
@@ -279,7 +299,7 @@ class Graph:
                 for _, link in pending:
                     if link.node_id in open_path:
                         raise PromptError(f"nodes {' -> '.join([*open_path, link.node_id])} form a loop")
-                    if link.node_id not in done and link.node_id in self.nodes:
+                    if link.node_id not in done and link.node_id in self.nodes and link.node_id not in cached:
                         open_path[link.node_id] = None
                         stack.append((link.node_id, self.links(link.node_id)))
                         break
@@ -345,6 +365,21 @@ def as_link(value: object) -> Link | None:
 def is_wildcard(declared: str) -> bool:
     """A type that takes whatever it is linked to."""
     return declared == "*" or declared.startswith("COMFY_MATCHTYPE") or declared.startswith("COMFY_AUTOGROW")
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """A number a widget may hold: neither infinite, nor NaN, nor an integer too large for any arithmetic."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def _as_declared(value: str, declared: str) -> object:
+    """A number that a script wrote as text, as ComfyUI reads it (execution.py, validate_inputs)."""
+    if declared in ("INT", "FLOAT"):
+        try:
+            return int(value) if declared == "INT" else float(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _unwrap(value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from ..estimate.estimate import Term
 from .advice import FixReport
@@ -26,28 +26,41 @@ class TermReport(TypedDict):
     bytes: int
 
 
+CACHES: Final = ("keys and values of the video", "keys and values of the text", "cached pose activations")
+"""Terms of what a sampler keeps from step to step (estimate/caches.py, needs.py)."""
+
+
 class ModelReport(TypedDict):
     node_id: str
+    """Of its loader."""
     role: str
+    """generator, text_encoder, vae, clip_vision, lora or other."""
     file: str
     bytes: int | None
     """Sum of the file's tensors; null when the file can't be read."""
     resident_bytes: int | None
+    """On the card, fully loaded with this graph's options; 0 for a LoRA, which is merged."""
     architecture: str
 
 
 class PhaseReport(TypedDict):
     kind: str
+    """text_encode, clip_vision, vae_encode, audio_encode, sample, vae_decode or other."""
     node_ids: list[str]
     title: str
     models: list[str]
+    """Files, as the loaders' widgets name them."""
     loras: list[str]
     width: int | None
+    """Pixels; null where no size has to do with it, or none is known before it runs."""
     height: int | None
     frames: int | None
+    """Of the video that the latent stands for, a reference frame inside it included."""
     batch: int | None
     steps: int | None
+    """Of a sampler, those it runs itself."""
     cfg: float | None
+    """1: no negative prompt runs."""
     resident_bytes: int
     """Weights of this phase on the card."""
     other_models_bytes: int
@@ -58,18 +71,29 @@ class PhaseReport(TypedDict):
     activation_bytes: EstimateReport | None
     """What it needs beside weights; null where that is not known."""
     activation_terms: list[TermReport]
+    """They sum to its expected value."""
+    cache_bytes: int
+    """Of it, what is kept from step to step."""
     peak_allocated_bytes: EstimateReport | None
     """Of everything the host holds: what must fit."""
     peak_reserved_bytes: EstimateReport | None
     """What a monitor will show; null where the allocator was not simulated."""
+    reserve_bytes: int
+    """What the host leaves free on top."""
+    other_programs_bytes: int
+    """Of the card, held by others."""
     available_bytes: int
+    """What the activations can have."""
     short_bytes: int
+    """Missing, by the expected value; 0 when it runs."""
 
 
 class RamReport(TypedDict):
     verdict: str
+    """fits, tight (files are read again, or the page file is used), does_not_fit or unknown."""
     message: str
     needed_bytes: int | None
+    """Beyond what is in memory now."""
     available_bytes: int | None
 
 
@@ -77,27 +101,36 @@ class CardReport(TypedDict):
     name: str
     total_bytes: int
     free_bytes: int
+    """Free for anybody, as the driver says."""
 
 
 class CheckReport(TypedDict):
     fits: bool
     """The graph runs: true for every verdict but `does_not_fit`."""
     verdict: str
+    """fits, fits_with_offload, does_not_fit or unknown."""
     message: str
+    """For a person."""
     plan_id: str
+    """Equal for plans made of equal things: graph, files, card, host and what is loaded."""
     card: CardReport
     ram: RamReport | None
     models: list[ModelReport]
     phases: list[PhaseReport]
     peak_phase: int | None
     """Index of the phase that decides."""
+    bus_bytes: int
+    """Weights over the bus in the whole run."""
+    bus_seconds: float | None
+    """What they add; null unless a bandwidth was measured."""
     fixes: list[FixReport]
     """What would make it fit, best first."""
     assumptions: list[str]
+    """What had to be assumed, in sentences."""
 
 
-def check_report(plan: Plan, fixes: Iterable[FixReport] = ()) -> CheckReport:
-    """The answer of POST /api/v1/hardware/vram/check."""
+def check_report(plan: Plan, fixes: Iterable[FixReport] = (), bus_bytes_per_second: int | None = None) -> CheckReport:
+    """The answer of POST /api/v1/hardware/vram/check. `bus_bytes_per_second`: as it was measured, or None."""
     return CheckReport(
         fits=plan.runs,
         verdict=plan.verdict,
@@ -106,8 +139,10 @@ def check_report(plan: Plan, fixes: Iterable[FixReport] = ()) -> CheckReport:
         card=_card(plan.card),
         ram=None if plan.ram is None else _ram(plan.ram),
         models=[_model(model) for model in plan.models],
-        phases=[_phase(planned) for planned in plan.phases],
+        phases=[_phase(planned, plan) for planned in plan.phases],
         peak_phase=plan.peak_phase,
+        bus_bytes=plan.bus_bytes,
+        bus_seconds=plan.bus_bytes / bus_bytes_per_second if bus_bytes_per_second else None,
         fixes=list(fixes),
         assumptions=list(plan.assumptions),
     )
@@ -137,7 +172,7 @@ def _model(model: ModelRef) -> ModelReport:
     )
 
 
-def _phase(planned: PhasePlan) -> PhaseReport:
+def _phase(planned: PhasePlan, plan: Plan) -> PhaseReport:
     phase = planned.phase
     return PhaseReport(
         kind=phase.kind,
@@ -157,8 +192,11 @@ def _phase(planned: PhasePlan) -> PhaseReport:
         leaving=list(planned.leaving),
         activation_bytes=_estimate(planned.activation),
         activation_terms=[TermReport(name=term.name, bytes=term.bytes) for term in _terms(planned)],
+        cache_bytes=sum(term.bytes for term in _terms(planned) if term.name in CACHES),
         peak_allocated_bytes=_estimate(planned.peak),
         peak_reserved_bytes=_estimate(planned.peak_reserved),
+        reserve_bytes=plan.reserve,
+        other_programs_bytes=plan.other_programs,
         available_bytes=planned.available,
         short_bytes=planned.short,
     )

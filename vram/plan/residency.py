@@ -121,6 +121,11 @@ class Replay:
         """What the host sees free now, in the worst order of events."""
         return self._free(self._worlds[0])
 
+    @property
+    def loaded(self) -> dict[Key, int]:
+        """Bytes on the card now by model, in the worst order of events."""
+        return dict(_outcome(self._worlds[0]))
+
     def phase(self, need: Need) -> Residency:
         """Load what `need` asks, evict as the host would, and say what the card then looks like."""
         before = self._worlds[0]

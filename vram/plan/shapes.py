@@ -6,6 +6,7 @@ What ComfyUI's own nodes do is read in nodes.py, comfy_extras/nodes_{wan,images,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -19,6 +20,11 @@ PICTURES: Final = frozenset({"IMAGE", "MASK", "VIDEO"})
 
 LATENTS: Final = frozenset({"LATENT", "WANVIDIMAGE_EMBEDS"})
 """Links that carry a video's size to a sampler; the second is WanVideoWrapper's."""
+
+UPSCALE_MODELS: Final = frozenset({"UPSCALE_MODEL"})
+
+COMPUTING: Final = frozenset({"MODEL", "GUIDER", "VAE", "WANVIDEOMODEL", "WANVAE"})
+"""What a node that samples or encodes is linked to: it keeps the size of its latent."""
 
 LENGTH_INPUTS: Final = ("length", "num_frames", "frames", "video_length")
 """Widgets that say how many frames a latent has: types can't tell them from other integers."""
@@ -92,6 +98,9 @@ def _picture(graph: Graph, link: Link, hops: int) -> Size:
     spec = graph.spec(node_id)
     if latent is not None and spec is not None and "VAE" in spec.inputs.values():
         return latent_size(graph, latent, hops + 1)
+    enlarging = _first(graph, node_id, UPSCALE_MODELS)
+    if enlarging is not None:
+        return _upscaled_pictures(graph, node_id, enlarging, hops)
     source = _first(graph, node_id, PICTURES)
     if source is not None:
         return picture_size(graph, source, hops + 1)
@@ -261,6 +270,39 @@ def _stitched(graph: Graph, node_id: str, hops: int) -> Size:
     return Size(combine(max, first.width, second.width), combine(lambda a, b: a + b + gap, first.height, second.height), frames)
 
 
+UPSCALES: Final = re.compile(r"(?<![a-z0-9])(?:x([248])|([248])x)(?!\d)", re.IGNORECASE)
+"""How an upscale model's file says what it does: `4x-UltraSharp`, `RealESRGAN_x4plus`."""
+
+
+def _upscaled_pictures(graph: Graph, node_id: str, link: Link, hops: int) -> Size:
+    """By an upscale model: as its file's name says, or nobody knows."""
+    source = _first(graph, node_id, PICTURES)
+    given = picture_size(graph, source, hops + 1) if source is not None else UNKNOWN_SIZE
+    names = (graph.value(link.node_id, name) for name in graph.inputs(link.node_id)) if link.node_id in graph.nodes else ()
+    found = next((match for name in names if isinstance(name, str) and (match := UPSCALES.search(name))), None)
+    if found is None:
+        return given._replace(width=None, height=None)
+    factor = int(found[1] or found[2])
+    graph.assumed[f"{graph.title(node_id)} makes pictures {factor} times as wide and high, as the name of its model says"] = (
+        None
+    )
+    return _by_factor(given, factor)
+
+
+def _video_file(graph: Graph, node_id: str, hops: int) -> Size:
+    """VideoHelperSuite's loaders: a side of 0 keeps the proportions, a cap of 0 takes all frames."""
+    size = _to_sides(
+        _file("video")(graph, node_id, hops), _side(graph, node_id, "custom_width"), _side(graph, node_id, "custom_height")
+    )
+    nth, skipped = _number(graph, node_id, "select_every_nth") or 1, _number(graph, node_id, "skip_first_frames") or 0
+    frames = combine(lambda count: max(1, math.ceil((count - skipped) / max(1, nth))), size.frames)
+    if (_number(graph, node_id, "force_rate") or 0) > 0:
+        frames = None  # how many frames that makes depends on the file's own rate
+    cap = whole(graph, node_id, "frame_load_cap")
+    note = f"{graph.title(node_id)} loads at most {plain(cap)} frames; so many count"
+    return size._replace(frames=frames if cap is None else at_most(cap, frames, note))
+
+
 def _canvas(graph: Graph, node_id: str, hops: int) -> Size:
     """Its own width and height; of one frame, or as many as `batch_size` says."""
     spec = graph.spec(node_id)
@@ -282,6 +324,9 @@ PICTURE_RULES: Final[Mapping[str, Rule]] = {
     "LoadImageMask": _file("image"),
     "LoadImageOutput": _file("image"),
     "LoadVideo": _file("file"),
+    "VHS_LoadVideo": _video_file,
+    "VHS_LoadVideoPath": _video_file,
+    "VHS_LoadVideoFFmpeg": _video_file,
     "EmptyImage": _canvas,
     "SolidMask": _canvas,
     "ImageScale": _resized,
@@ -344,7 +389,7 @@ def _note_what_may_change(graph: Graph, node_id: str) -> None:
     if spec is None or graph.class_of(node_id) in KEEP_THEIR_LATENT:
         return
     linked = {graph.input_type(node_id, name) for name, _ in graph.links(node_id)}
-    if linked & {"MODEL", "GUIDER", "VAE"} or "LATENT" not in spec.outputs or {"width", "height"} <= set(spec.inputs):
+    if linked & COMPUTING or "LATENT" not in spec.outputs or {"width", "height"} <= set(spec.inputs):
         return
     graph.assumed[f"{graph.title(node_id)} may change the size of its latent; it counts as unchanged"] = None
 

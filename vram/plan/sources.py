@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from ..estimate.architecture import identify
 from ..estimate.checkpoint import Checkpoint
 from ..estimate.footprint import LoadRules
+from .ours import NOTHING, PARTS, PASSES, Part
 from .prompt import SWITCHES, Graph, Link, Unknown, is_wildcard
 from .sizing import Load, Sizing, load_rules
-from .types import Card, HostRules, Library, MissingFileError, ModelRef, ModelRole
+from .types import Card, HostRules, Library, MissingFileError, ModelRef, ModelRole, UnreadableFileError
 
 MODEL_TYPES: Final[Mapping[str, tuple[ModelRole, str]]] = {
     "MODEL": ("generator", "diffusion_models"),
@@ -46,11 +47,26 @@ PART_PREFIXES: Final[Mapping[ModelRole, tuple[str, ...]]] = {
 }
 """What a whole checkpoint's keys begin with, by part (ComfyUI comfy/supported_models_base.py and supported_models.py)."""
 
+NO_LORA_NAMES: Final = frozenset({"lora_count", "lora_stack", "lora_syntax"})
+"""Widgets of such nodes that begin alike and name no file."""
+
 TEXT_ENCODER_KEYS: Final = ("lora_te", "text_encoder", "te_", "clip_", "text_model", "transformer.text_model")
 """What a LoRA's keys for a text encoder begin with (ComfyUI comfy/lora.py, model_lora_keys_clip)."""
 
-LOAD_OPTIONS: Final = ("weight_dtype", "device", "type")
-"""Inputs that make two loads of one file two models."""
+LOAD_OPTIONS: Final = ("weight_dtype", "device", "type", "quantization", "base_precision", "precision")
+"""Inputs that make two loads of one file two models; the last three are WanVideoWrapper's."""
+
+PATCHED: Final = ("MODEL", "CLIP", "WANVIDEOMODEL")
+"""Link types that a LoRA may be patched onto."""
+
+LORA_LINKS: Final = frozenset({"LORA_STACK", "WANVIDLORA"})
+"""Link types that carry LoRAs to the node that patches them: of the Efficiency and Comfyroll packs, and WanVideoWrapper's."""
+
+LORA_STRENGTHS: Final = ("strength_model", "strength", "lora_wt", "model_weight", "model_str")
+"""What the strength of a LoRA is called: ComfyUI's own loader, and those packs', each followed by the LoRA's number."""
+
+OWN_NAMES: Final[Mapping[str, str]] = {name: name for name in LOAD_OPTIONS}
+"""Of nodes whose widgets are called what the options are."""
 
 
 class Sources(NamedTuple):
@@ -101,6 +117,17 @@ class SourceFinder:
                     found[carried] = _merge(found.get(carried), inner)
         return found
 
+    def loaded_by(self, node_id: str) -> dict[str, Sources]:
+        """Text encoders that a node loads from its own widgets to encode with (WanVideoWrapper's WanVideoTextEncodeCached)."""
+        spec = self.graph.spec(node_id)
+        if spec is None or "WANVIDEOTEXTEMBEDS" not in spec.outputs:
+            return {}
+        _, folder = MODEL_TYPES["WANTEXTENCODER"]
+        values = (self.graph.value(node_id, name) for name in self.graph.inputs(node_id))
+        files = (value for value in values if isinstance(value, str) and value and self._has(folder, value))
+        models = tuple(self._ref(node_id, "text_encoder", folder, file) for file in files)
+        return {"WANTEXTENCODER": Sources(models, ())} if models else {}
+
     def behind(self, link: Link, kind: str) -> Sources:
         """The models that the output `link` of type `kind` carries."""
         path: list[Link] = []
@@ -136,7 +163,8 @@ class SourceFinder:
         result = Sources(
             (*found.models, *patches),
             tuple(dict.fromkeys((*found.loras, *reversed(loras)))),
-            tuple(dict.fromkeys((*found.through, *(step.node_id for step in reversed(path))))),
+            # of steps further on than any in `found`, so none of them is in it: a dict of all would be made anew at every node
+            (*found.through, *(step.node_id for step in reversed(path))),
         )
         self._found[link] = result
         return result
@@ -150,7 +178,10 @@ class SourceFinder:
 
     def _carries(self, node_id: str, name: str, kind: str) -> bool:
         declared = self.graph.input_type(node_id, name)
-        return declared == kind or (is_wildcard(declared) and self.graph.class_of(node_id) in SWITCHES)
+        if declared == kind or not is_wildcard(declared):
+            return declared == kind
+        class_type = self.graph.class_of(node_id)
+        return class_type in SWITCHES or PASSES.get(class_type) == name
 
     def _note_open_switch(self, node_id: str) -> None:
         taken = self.graph.taken_branch(node_id)
@@ -161,21 +192,44 @@ class SourceFinder:
             )
 
     def _lora(self, node_id: str, kind: str) -> list[ModelRef]:
-        """The LoRA that this node patches onto the model, if it is a node that does."""
-        found: list[ModelRef] = []
-        if kind not in ("MODEL", "CLIP"):
-            return found
-        for name in self.graph.inputs(node_id):
-            if not name.startswith("lora_name") and name != "lora":
+        """The LoRAs that this node patches onto the model, the last first, if it is a node that does."""
+        if kind not in PATCHED or not any(name[:4].lower() == "lora" for name in self.graph.inputs(node_id)):
+            return []
+        found = [
+            self._ref(owner, "lora", "loras", file)
+            for owner, file in self._lora_files(node_id, kind, frozenset())
+            if kind != "CLIP" or self._patches_text_encoder(file)
+        ]
+        return found[::-1]
+
+    def _lora_files(self, node_id: str, kind: str, seen: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """Node and file of every LoRA that is named here, or in the stacks that are linked to it."""
+        for name, link in self.graph.links(node_id):
+            stacked = self.graph.input_type(node_id, name) in LORA_LINKS
+            if stacked and link.node_id in self.graph.nodes and link.node_id not in seen:
+                yield from self._lora_files(link.node_id, kind, seen | {node_id})
+        for name, raw in self.graph.inputs(node_id).items():
+            if not name.lower().startswith("lora"):
                 continue
-            file = self.graph.value(node_id, name)
-            strength = self.graph.value(node_id, "strength_clip" if kind == "CLIP" else "strength_model")
-            if not isinstance(file, str) or file == "None" or strength == 0:
-                continue
-            if kind == "CLIP" and not self._patches_text_encoder(file):
-                continue
-            found.append(self._ref(node_id, "lora", "loras", file))
-        return found
+            if isinstance(raw, dict) and "lora" in raw:  # Power Lora Loader of the rgthree pack
+                two = raw.get("strengthTwo")
+                strength = two if kind == "CLIP" and two is not None else raw.get("strength", 1)
+                file, used = raw["lora"], raw.get("on") is not False and strength != 0
+            else:
+                file, used = self.graph.value(node_id, name), self._is_used(node_id, name, kind)
+            if used and isinstance(file, str) and file.lower() not in ("", "none") and name not in NO_LORA_NAMES:
+                yield node_id, file
+
+    def _is_used(self, node_id: str, name: str, kind: str) -> bool:
+        """Whether the LoRA that widget `name` names has a strength, is switched on and is among those that count."""
+        number = name.removeprefix("lora_name").removeprefix("lora")
+        names = ("strength_clip",) if kind == "CLIP" else LORA_STRENGTHS
+        if any(self.graph.value(node_id, strength + number) == 0 for strength in names):
+            return False
+        if self.graph.value(node_id, "switch" + number) == "Off":
+            return False
+        most, index = self.graph.value(node_id, "lora_count"), number.lstrip("_")
+        return not (isinstance(most, int) and index.isdecimal() and int(index) > most)
 
     def _patches_text_encoder(self, file: str) -> bool:
         """Most LoRAs of video models go through a text encoder without a key for it; one that can't be read may have some."""
@@ -193,6 +247,9 @@ class SourceFinder:
             self._say(self.unknown, f"{self.graph.title(node_id)} is of a class this ComfyUI does not have")
             return ()
         role, folder = MODEL_TYPES[kind]
+        part = PARTS.get((self.graph.class_of(node_id), link.slot))
+        if part is not None:
+            return self._one_of_several(node_id, role, folder, part)
         named = [
             (name, value)
             for name in dict.fromkeys((*self.graph.inputs(node_id), *spec.inputs))
@@ -206,11 +263,28 @@ class SourceFinder:
             if name.endswith("_name"):
                 try:
                     self.library(folder, value)
+                except UnreadableFileError as error:
+                    if role == "other":
+                        # small models beside the video's, which often come as .pth: their weights are nearly all of the file
+                        self._say(self.assumptions, f"{value} is counted by its size on disk, since its header can't be read")
+                        ref = ModelRef(node_id, role, value, error.path, error.nbytes, error.nbytes, "unknown")
+                        return (self._refs.setdefault((role, folder, value, ""), ref),)
+                    self._say(self.unknown, f"{self.graph.title(node_id)}: {error}")
                 except MissingFileError as error:
                     self._say(self.unknown, f"{self.graph.title(node_id)}: {error}")
                 return (ModelRef(node_id, role, value, "", None, None, "unknown"),)
         self._say(self.unknown, f"{self.graph.title(node_id)} makes a {kind} that no file names, so it can't be sized")
         return ()
+
+    def _one_of_several(self, node_id: str, role: ModelRole, folder: str, part: Part) -> tuple[ModelRef, ...]:
+        """The file behind one output of a loader of several models; none where none is chosen."""
+        file = self.graph.value(node_id, part.file)
+        if file == NOTHING and part.otherwise is not None:
+            file = self.graph.value(node_id, part.otherwise)
+        if not isinstance(file, str):
+            self._say(self.unknown, f"which file {self.graph.title(node_id)} loads is not known before it runs")
+            return ()
+        return () if file == NOTHING else (self._ref(node_id, role, folder, file, part.options),)
 
     def _has(self, folder: str, value: str) -> bool:
         try:
@@ -219,8 +293,10 @@ class SourceFinder:
             return False
         return True
 
-    def _ref(self, node_id: str, role: ModelRole, folder: str, file: str) -> ModelRef:
-        values = (self.graph.value(node_id, name) for name in LOAD_OPTIONS)
+    def _ref(self, node_id: str, role: ModelRole, folder: str, file: str, widgets: Mapping[str, str] | None = None) -> ModelRef:
+        """`widgets` names the load options of a node that has other names for them; None: each is called what it is."""
+        widgets = OWN_NAMES if widgets is None else widgets
+        values = (self._option(node_id, widgets, name) for name in LOAD_OPTIONS)
         options = " ".join("" if isinstance(value, Unknown) else repr(value) for value in values).strip()
         key = (role, folder, file, options)
         if key in self._refs:
@@ -231,11 +307,23 @@ class SourceFinder:
             self._say(self.assumptions, f"{self.graph.title(node_id)}: {error}; it is not counted")
             ref = ModelRef(node_id, role, file, "", None, None, "unknown")
         else:
-            ref = self._sized(node_id, role, file, options, checkpoint, folder == WHOLE_CHECKPOINTS)
+            ref = self._sized(node_id, role, file, options, checkpoint, folder == WHOLE_CHECKPOINTS, widgets)
         self._refs[key] = ref
         return ref
 
-    def _sized(self, node_id: str, role: ModelRole, file: str, options: str, checkpoint: Checkpoint, whole: bool) -> ModelRef:
+    def _option(self, node_id: str, widgets: Mapping[str, str], name: str) -> object:
+        return self.graph.value(node_id, widgets[name]) if name in widgets else Unknown(f"it has no {name}")
+
+    def _sized(
+        self,
+        node_id: str,
+        role: ModelRole,
+        file: str,
+        options: str,
+        checkpoint: Checkpoint,
+        whole: bool,
+        widgets: Mapping[str, str],
+    ) -> ModelRef:
         part = _part(checkpoint, role) if whole else checkpoint
         if role == "lora":
             # a LoRA is merged into the weights it patches and takes no room of its own on the card afterwards
@@ -243,8 +331,7 @@ class SourceFinder:
             return ModelRef(
                 node_id, role, file, part.path, part.tensor_bytes, 0, architecture.name, on_card=False, options=options
             )
-        weight_dtype = self.graph.value(node_id, "weight_dtype")
-        load = Load(role, weight_dtype if isinstance(weight_dtype, str) else "default", False, self._load_rules)
+        load = Load(role, self._weight_dtype(node_id, widgets), False, self._load_rules)
         sized = self.sizing.of(part, load)
         self._loads[(checkpoint.path, role, options)] = (part, load)
         architecture = sized.architecture
@@ -256,7 +343,7 @@ class SourceFinder:
             self._say(self.assumptions, f"{file}: {note}")
         on_card = True
         if role == "text_encoder":
-            on_card = self.rules.text_encoder_on_card and self.graph.value(node_id, "device") != "cpu"
+            on_card = self.rules.text_encoder_on_card and self._option(node_id, widgets, "device") != "cpu"
         return ModelRef(
             node_id=node_id,
             role=role,
@@ -275,6 +362,15 @@ class SourceFinder:
             modules=sized.modules,
             detected=sized.detected,
         )
+
+    def _weight_dtype(self, node_id: str, widgets: Mapping[str, str]) -> str:
+        """As UNETLoader's widget has it. WanVideoWrapper says `fp8_..._scaled` of a file that has its scales already."""
+        asked = self._option(node_id, widgets, "weight_dtype")
+        if isinstance(asked, str):
+            return asked
+        asked = self._option(node_id, widgets, "quantization")
+        casts = isinstance(asked, str) and asked.startswith("fp8_") and "_scaled" not in asked
+        return str(asked) if casts else "default"
 
     def patched(self, model: ModelRef, loras: Iterable[ModelRef]) -> ModelRef:
         """`model` with LoRAs on it: what streams then carries them along."""

@@ -157,6 +157,15 @@ class Tile(NamedTuple):
     frames_overlap: int = 0
 
 
+class PoseCache(NamedTuple):
+    """What a WanAnimate2Cache on the model's way keeps while the sampler runs."""
+
+    on_card: bool
+    """False: in system memory."""
+    bits: int
+    """Of one value; 0: as wide as the model computes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """One node's compute, with the models it needs at once."""
@@ -187,6 +196,8 @@ class Phase:
     """Its models are placed by the pack they come from (WanVideoWrapper), not by ComfyUI."""
     blocks_to_swap: int | None = None
     """Of such a model, blocks that stay off the card and come one by one."""
+    pose_cache: PoseCache | None = None
+    """Of Animate 2: what no loader shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +209,26 @@ class Chain:
     assumptions: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     """Why no verdict can be given, if so."""
+    missing: tuple[str, ...] = ()
+    """Node classes that the host does not have: what they do to sizes and models nobody knows."""
+    nothing_to_do: bool = False
+    """The host has the results of every output node."""
+    ruled: tuple[tuple[tuple[str, str, str], str], ...] = ()
+    """Models (by ModelRef.key) that pass through a policy node, with its id; a later node overrules an earlier one."""
 
 
 class MissingFileError(LookupError):
     """A model file that the graph names cannot be read; the message says which and why."""
+
+
+class UnreadableFileError(MissingFileError):
+    """The file is there, and its header is none that is known: `.pth` and the like."""
+
+    def __init__(self, message: str, path: str, nbytes: int) -> None:
+        super().__init__(message)
+        self.path = path
+        self.nbytes = nbytes
+        """Of the whole file."""
 
 
 Library = Callable[[str, str], Checkpoint]
@@ -215,6 +242,17 @@ Media = Callable[[str], MediaSize | None]
 def no_media(name: str) -> MediaSize | None:
     """No input file can be read."""
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A prompt that runs before the one that is planned: what is left of it to do, and what then leaves the card."""
+
+    chain: Chain
+    leaves: frozenset[tuple[str, str, str]] = frozenset()
+    """Models (by ModelRef.key) that a policy sends off the card when the prompt is done."""
+    pinned: frozenset[tuple[str, str, str]] = frozenset()
+    """Models that a policy keeps there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +280,8 @@ class PhasePlan:
     """cond and uncond run as one forward."""
     tiled: Tile | None = None
     """It does not fit whole, and the host does it in these tiles."""
+    at_once: int = 1
+    """Clips of the batch that a VAE decodes or encodes together."""
 
     @property
     def short(self) -> int:
@@ -265,6 +305,15 @@ class Plan:
     """What its largest phase needs beyond what is loaded already: what to make room for."""
     ram: RamPlan | None = None
     """System memory; None where it was not asked for."""
+    reserve: int = 0
+    """Bytes that the host leaves free beside what a forward needs, for others and its own surprises."""
+    other_programs: int = 0
+    """Bytes of the card that neither the host's models nor anybody has: the desktop, a browser, the driver's own."""
+
+    @property
+    def bus_bytes(self) -> int:
+        """Weights over the bus in the whole run; a sampler of unknown steps counts as one step."""
+        return sum(planned.streamed * (planned.phase.steps or 1) for planned in self.phases)
 
     @property
     def runs(self) -> bool:

@@ -1,0 +1,59 @@
+"""Results of the last run that ComfyUI still has: what is in its node cache need not be computed again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import execution
+import nodes as comfy_nodes
+
+from ...vram.plan.rerun import Kept
+from .seams import NODE_CACHE, SeamTable
+
+CORE: tuple[str, ...] = ("comfy_api.",)
+"""Modules whose own `fingerprint_inputs` means that a node has none."""
+
+
+class HostNodeCache:
+    """Looks into the cache of the executor that ran last. Read from any thread; written by the worker thread only."""
+
+    def __init__(self, seams: SeamTable) -> None:
+        self._seams = seams
+        self._executor: Callable[[], Any] = lambda: None
+        self._last: tuple[str, Mapping[str, Any]] | None = None
+        seams.wrap(NODE_CACHE, execution.PromptExecutor, "execute", self._around)
+
+    def _around(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._last = None
+        try:
+            return original(*args, **kwargs)
+        finally:
+            prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
+            if args and isinstance(prompt, dict):
+                self._executor = weakref.ref(args[0])
+                self._last = (str(kwargs.get("prompt_id", args[2] if len(args) > 2 else "")), prompt)
+
+    def kept(self) -> Kept | None:
+        """What there is of the last run; None while one runs, and where the cache can't be read."""
+        last, executor = self._last, self._executor()
+        if last is None or executor is None:
+            return None
+        run, prompt = last
+        outputs = getattr(getattr(executor, "caches", None), "outputs", None)
+        keys, store = getattr(outputs, "cache_key_set", None), getattr(outputs, "cache", None)
+        key_of = getattr(keys, "get_data_key", None)
+        if not callable(key_of) or not isinstance(store, dict):
+            return None  # it keeps nothing (--cache-none), or was emptied
+        there = frozenset(node_id for node_id in prompt if (key := key_of(node_id)) is not None and key in store)
+        classes = {node.get("class_type") for node in prompt.values() if isinstance(node, dict)}
+        return Kept(run, prompt, there, frozenset(str(name) for name in classes if _tells_when_it_runs(name)))
+
+
+def _tells_when_it_runs(name: object) -> bool:
+    """Whether a node class has its own say on what has changed; one that ComfyUI does not know may."""
+    node = comfy_nodes.NODE_CLASS_MAPPINGS.get(name) if isinstance(name, str) else None
+    if node is None or hasattr(node, "IS_CHANGED"):
+        return True
+    return any("fingerprint_inputs" in vars(base) and not base.__module__.startswith(CORE) for base in node.__mro__)

@@ -1,0 +1,35 @@
+"""What the planner has to know of this pack's own nodes that their types do not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+PASSES: Final[Mapping[str, str]] = {"VRAMHeadroomGate": "value", "VRAMHeadroomOffloadNow": "value"}
+"""Nodes that hand one input on as it came, whatever it is: class -> that input."""
+
+POLICY: Final = "VRAMHeadroomComponentPolicy"
+"""The node that says what may become of the models that pass through it."""
+
+NOTHING: Final = "none"
+"""What a file widget says where no file is chosen."""
+
+
+class Part(NamedTuple):
+    """Of a loader of several models, one output: which widget names its file, and which are its load options."""
+
+    file: str
+    otherwise: str | None = None
+    """The widget that names it where this one says NOTHING."""
+    options: Mapping[str, str] = {}
+    """Load option of the single loader -> widget."""
+
+
+PARTS: Final[Mapping[tuple[str, int], Part]] = {
+    ("VRAMHeadroomLoadPipeline", 0): Part("high_noise_model", None, {"weight_dtype": "weight_dtype"}),
+    ("VRAMHeadroomLoadPipeline", 1): Part("low_noise_model", "high_noise_model", {"weight_dtype": "weight_dtype"}),
+    ("VRAMHeadroomLoadPipeline", 2): Part("text_encoder", None, {"device": "text_encoder_device"}),
+    ("VRAMHeadroomLoadPipeline", 3): Part("vae"),
+    ("VRAMHeadroomLoadPipeline", 4): Part("clip_vision"),
+}
+"""By class and output (nodes/loaders.py, LoadPipeline)."""
