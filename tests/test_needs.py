@@ -16,6 +16,7 @@ from vram_headroom.vram.estimate.footprint import LoadRules, diffusion_model, te
 from vram_headroom.vram.estimate.tokens import Video
 from vram_headroom.vram.plan.needs import dit_shape, need_of
 from vram_headroom.vram.plan.planner import make_plan
+from vram_headroom.vram.plan.sizing import load_rules
 from vram_headroom.vram.plan.types import Card, Chain, HostRules, ModelRef, Phase
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -105,3 +106,19 @@ def test_a_vocabulary_in_fp8_is_cast_as_a_whole(embedding: str, layers: str, gib
     required = need_of(Phase("text_encode", "2", "CLIPTextEncode", (model,)), RULES).required
     assert required is not None
     assert required.expected / GIB == pytest.approx(gib, abs=0.02)
+
+
+def test_weights_are_weighed_in_the_type_they_are_kept_in_and_run_in_the_one_they_are_cast_to() -> None:
+    pascal = replace(RULES, compute_bytes=4, backend=replace(RULES.backend, element_bytes=4, weight_bytes=2))
+    rules = load_rules(pascal, CARD)
+    assert (rules.weight_bytes, rules.compute_bytes) == (2, 4)
+    assert load_rules(RULES, CARD).weight_bytes == 2
+    assert load_rules(replace(RULES, compute_bytes=4), CARD).weight_bytes == 4
+    phase = sampling(rules, "wan2.1_t2v_14B_fp16")
+    assert phase.models[0].resident_bytes == diffusion_model(official("wan2.1_t2v_14B_fp16")).resident
+    told = need_of(phase, pascal).required
+    half = need_of(sampling(ADA, "wan2.1_t2v_14B_fp16"), RULES).required
+    assert told is not None
+    assert half is not None
+    assert told.expected > 1.7 * half.expected
+    assert {term.name for term in told.terms} - {term.name for term in half.terms} == {"weight cast buffer"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ..estimate import dit, encoders, tiling, vae
@@ -133,16 +134,12 @@ def backend_of(phase: Phase, rules: HostRules) -> Backend:
         backend.vae_element_bytes,
     ):
         return backend
-    return Backend(
-        comfyui=backend.comfyui,
-        fused_rope=backend.fused_rope,
-        fused_rms_norm=backend.fused_rms_norm,
+    return replace(
+        backend,
         attention=attention,
         compiled=compiled,
-        allocator=backend.allocator,
         element_bytes=rules.compute_bytes,
         vae_element_bytes=rules.vae_compute_bytes,
-        corrections=backend.corrections,
     )
 
 
