@@ -76,6 +76,20 @@ SCALE = TensorInfo("model.diffusion_model.scale", "BF16", (24,), 48)
 WEIGHT = TensorInfo("model.diffusion_model.weight", "F8_E4M3", (400_000, 300_000), 120_000_000_000)
 OTHER = TensorInfo("vae.weight", "F16", (8, 8), 128)
 said = {"backend": repr(read_backend())}
+import comfy.model_management as management
+def kept_and_cast(kept, cast):
+    before = management.unet_dtype, management.unet_manual_cast
+    management.unet_dtype = lambda *a, **k: kept
+    management.unet_manual_cast = lambda *a, **k: cast
+    try:
+        backend = read_backend()
+        return [backend.weight_bytes, backend.element_bytes]
+    finally:
+        management.unet_dtype, management.unet_manual_cast = before
+said["kept and cast"] = [
+    kept_and_cast(*types)
+    for types in ((torch.float16, None), (torch.float16, torch.float32), (torch.float8_e4m3fn, torch.float16))
+]
 detector = HostDetector()
 said["without"] = [detector.detect(header(file, WEIGHT)), detector.detect(header(file, WEIGHT))]
 said["lines without"] = list(lines)
@@ -163,3 +177,8 @@ def test_a_model_of_sound_is_no_answer(said: dict[str, Any]) -> None:
 def test_the_stand_ins_backend_is_read_with_what_it_does_not_know(said: dict[str, Any]) -> None:
     assert "comfyui=(0, 33, 0)" in said["backend"]
     assert "attention='flash'" in said["backend"]
+
+
+def test_a_card_that_keeps_one_type_and_computes_in_another_is_read_with_both(said: dict[str, Any]) -> None:
+    """GeForce 10 on Linux: fp16 weights, fp32 forwards. --fp8_e4m3fn-unet: fp8 weights, fp16 forwards."""
+    assert said["kept and cast"] == [[2, 2], [2, 4], [1, 2]]

@@ -67,6 +67,14 @@ def test_within_one_percent_nothing_is_shown(ratio: float) -> None:
     assert [(row.expected, row.traced) for row in found.rows] == [(round(NEEDS / ratio), NEEDS)]
 
 
+@pytest.mark.parametrize("ratio", [1.011, 0.988])
+def test_beyond_one_percent_it_is_shown(ratio: float) -> None:
+    found = check(subject(ratio))
+    assert found.state == "rescaled"
+    assert "estimates follow it" in found.message
+    assert found.corrections[0].factor == pytest.approx(ratio, abs=0.001)
+
+
 def test_a_host_that_needs_a_tenth_more_is_followed_and_said() -> None:
     found = check(subject(1.1))
     (correction,) = found.corrections

@@ -355,6 +355,7 @@ def test_features_that_a_streaming_vae_keeps(kind: Literal["2.1", "2.2"], way: s
 def test_only_streaming_pipelines_keep_features_and_a_video_input_keeps_more() -> None:
     assert video_runtime_overhead(width=832, height=480).kv_cache == 0
     assert video_runtime_overhead(width=832, height=480, causal=True).vae_cache == 0
+    assert video_runtime_overhead(width=832, height=480, pipeline="self_forcing").vae_cache == 0
     text_only, from_video = (
         video_runtime_overhead(width=832, height=480, pipeline="longlive", video_input=video) for video in (False, True)
     )

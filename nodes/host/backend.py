@@ -29,13 +29,17 @@ def read_backend(corrections: tuple[Correction, ...] = ()) -> Backend:
     device = _ask(model_management, "get_torch_device")
     kind = str(getattr(device, "type", ""))
     vae_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    kept = _ask(model_management, "unet_dtype", device)
+    # None where it is the type that weights are kept in
+    cast = _ask(model_management, "unet_manual_cast", kept, device)
     return Backend(
         comfyui=parse_version(str(getattr(comfyui_version, "__version__", ""))),
         fused_rope=_fused_rope(kind),
         fused_rms_norm=_fused_rms_norm(kind),
         attention=_attention(),
         allocator=_allocator(kind),
-        element_bytes=_item_bytes(_ask(model_management, "unet_dtype", device)),
+        element_bytes=_item_bytes(cast or kept),
+        weight_bytes=_item_bytes(kept),
         vae_element_bytes=_item_bytes(_ask(model_management, "vae_dtype", device, vae_dtypes)),
         corrections=corrections,
     )

@@ -48,6 +48,8 @@ class Backend:
     allocator: Allocator = "unknown"
     element_bytes: int = 2
     """Bytes of one element in the diffusion model's compute dtype."""
+    weight_bytes: int | None = None
+    """Bytes of one element in the dtype its weights are kept in, where the file does not decide; None: the compute dtype's."""
     vae_element_bytes: int = 2
     corrections: tuple[Correction, ...] = ()
 

@@ -30,6 +30,8 @@ def checked(backend: object) -> Backend:
     flag("compiled", backend.compiled)
     whole("element_bytes", backend.element_bytes, 1, 8)
     whole("vae_element_bytes", backend.vae_element_bytes, 1, 8)
+    if backend.weight_bytes is not None:
+        whole("weight_bytes", backend.weight_bytes, 1, 8)
     if not isinstance(backend.corrections, tuple) or not all(isinstance(one, Correction) for one in backend.corrections):
         raise ValueError("corrections must be a tuple of Correction")
     for one in backend.corrections:

@@ -106,6 +106,11 @@ class Footprint:
     """The choice that made it so, where the same file would take another size elsewhere."""
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def packed(self) -> bool:
+        """It is GGUF: a layer is unpacked by the loader's own code, which takes more than the copy that comes of it."""
+        return self.booked > self.resident
+
     def placed(self, budget: int, streams: int) -> tuple[int, int]:
         """Bytes on the card when weights may take `budget`, and bytes that ComfyUI keeps free for streaming the rest.
 

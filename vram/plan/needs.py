@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ..estimate import dit, encoders, tiling, vae
@@ -35,6 +36,10 @@ SAGE: Final = "Sage"
 """In the class of every node that puts SageAttention into a model (KJNodes' PathchSageAttentionKJ)."""
 
 
+VOCABULARIES: Final = ("shared", "token_embd", "token_embedding")
+"""What UMT5's table of words is called, by the layouts of architecture.py."""
+
+
 class PhaseNeed(NamedTuple):
     """Bytes beside weights, of one forward at a time and, for a sampler, of cond and uncond together."""
 
@@ -59,7 +64,7 @@ def need_of(phase: Phase, rules: HostRules, at_once: int = 1) -> PhaseNeed:
         return PhaseNeed(0, 0, NOTHING, NOTHING)
     match phase.kind:
         case "text_encode":
-            return _text(phase)
+            return _text(phase, rules)
         case "clip_vision":
             return _same(encoders.clip_vision(batch=phase.frames or 1)) if _is(phase, "clip_vision") else UNKNOWN_NEED
         case "audio_encode":
@@ -85,13 +90,23 @@ def _is(phase: Phase, kind: str) -> bool:
     return any(model.arch.kind == kind for model in phase.models)
 
 
-def _text(phase: Phase) -> PhaseNeed:
+def _text(phase: Phase, rules: HostRules) -> PhaseNeed:
     """UMT5-XXL only: another encoder needs what nobody told us."""
     found = next((model for model in phase.models if _is_umt5(model)), None)
     if found is None:
         return UNKNOWN_NEED
-    narrow = found.footprint is not None and (found.footprint.resident < 1.5 * found.arch.parameters)
-    return _same(encoders.umt5(fp8_weights=narrow))
+    kept = found.footprint
+    if kept is None or not found.arch.parameters:
+        return _same(encoders.umt5(backend=rules.backend))
+    vocabulary = next((module.bytes for module in kept.modules if module.name in VOCABULARIES), 0)
+    return _same(
+        encoders.umt5(
+            backend=rules.backend,
+            fp8_weights=kept.resident < 1.5 * found.arch.parameters,
+            fp8_embedding=vocabulary == encoders.UMT5_VOCABULARY * encoders.UMT5_DIM,
+            fp32_weights=kept.resident > 3 * found.arch.parameters,
+        )
+    )
 
 
 def _is_umt5(model: ModelRef) -> bool:
@@ -120,16 +135,12 @@ def backend_of(phase: Phase, rules: HostRules) -> Backend:
         backend.vae_element_bytes,
     ):
         return backend
-    return Backend(
-        comfyui=backend.comfyui,
-        fused_rope=backend.fused_rope,
-        fused_rms_norm=backend.fused_rms_norm,
+    return replace(
+        backend,
         attention=attention,
         compiled=compiled,
-        allocator=backend.allocator,
         element_bytes=rules.compute_bytes,
         vae_element_bytes=rules.vae_compute_bytes,
-        corrections=backend.corrections,
     )
 
 
@@ -160,12 +171,15 @@ def _forward(phase: Phase, model: ModelRef, video: Video, rules: HostRules) -> P
         for conditions in (1, 2)
     ]
     backend = backend_of(phase, rules)
-    casts = model.footprint is not None and model.footprint.cast in ("cast", "dequantise")
+    kept = model.footprint
+    # GGUF has its own way to unpack a layer, which is counted with its file (Footprint.transients)
+    casts = kept is not None and not kept.packed and kept.cast in ("cast", "dequantise")
+    scaled = kept is not None and kept.cast == "native"
     conditions = 2 if runs_uncond(phase) else 1
     if shape.variant == "causal":
         return _causal(shape, seen, backend, casts, host)
     one, both = (
-        sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts)
+        sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts, scaled_matmul=scaled)
         for batched in (False, conditions == 2)
     )
     if phase.pose_cache is not None and phase.pose_cache.on_card:

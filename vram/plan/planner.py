@@ -220,10 +220,11 @@ def _weights(model: ModelRef) -> Weights:
 
 
 def _with_unpacking(activation: Estimate, phase: Phase) -> Estimate:
-    """What layers are unpacked into while they run, where the forward's own form does not count it (GGUF, foreign formats)."""
+    """What layers are unpacked into while they run, where the forward's own form does not count it (GGUF, foreign models)."""
     for model in phase.models:
-        if model.footprint is not None and model.on_card and model.footprint.cast == "dequantise":
-            for term in model.footprint.transients:
+        kept = model.footprint
+        if kept is not None and model.on_card and kept.cast == "dequantise" and (kept.packed or model.arch.kind != "dit"):
+            for term in kept.transients:
                 activation = activation.plus(term.bytes, term.name)
     return activation
 

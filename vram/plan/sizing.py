@@ -52,7 +52,7 @@ class Sized(NamedTuple):
 def load_rules(rules: HostRules, card: Card) -> LoadRules:
     """What of the host and the card decides how weights are kept."""
     return LoadRules(
-        weight_bytes=rules.compute_bytes,
+        weight_bytes=rules.backend.weight_bytes or rules.compute_bytes,
         compute_bytes=rules.compute_bytes,
         fp8_compute=rules.fp8_compute,
         block_compute=rules.block_compute,
