@@ -14,9 +14,9 @@ LEFT_FREE = 256 * MIB + PAGE
 153-160 spend it once more)."""
 
 
-def books_of(pages: int, others: int = 0, **options: int) -> CardPages:
+def books_of(pages: int, others: int = 0, extra_headroom: int = 0) -> CardPages:
     """A card that layers of one page each fill with so many of them."""
-    return CardPages(SimulatedCard(pages * PAGE + LEFT_FREE + others, others), **options)
+    return CardPages(SimulatedCard(pages * PAGE + LEFT_FREE + others, others), extra_headroom)
 
 
 def use(books: CardPages, vbar: Vbar, pages: range) -> list[int]:
@@ -65,11 +65,14 @@ def test_a_layer_that_misses_pages_wants_their_room_twice(layer: int) -> None:
 
 
 def test_another_programs_memory_counts_as_the_driver_reports_it() -> None:
-    """The room that is asked for twice is of the card's capacity, so here it is there anyway."""
+    """The room asked for twice is of the capacity, and there. A page that then is refused costs the top one its place."""
     books = books_of(10, others=6 * PAGE)
     vbar = books.reserve(14 * PAGE)
-    assert use(books, vbar, range(14)) == [11, 12, 13]
+    assert use(books, vbar, range(11)) == []
     assert books.card.free_bytes == 256 * MIB
+    assert use(books, vbar, range(11, 14)) == [11, 12, 13]
+    assert use(books, vbar, range(14)) == [10, 11, 12, 13]
+    assert books.card.free_bytes == LEFT_FREE
 
 
 def test_the_model_used_last_takes_pages_from_the_top_of_the_one_before() -> None:

@@ -11,10 +11,14 @@ from prompts import official, with_our_loaders
 STATUS, CHECK = "/api/v1/hardware/vram", "/api/v1/hardware/vram/check"
 
 FAULTY = """
+import sys
 import comfy.model_patcher
 
 def is_dynamic(self):
-    raise RuntimeError("a patcher of tomorrow")
+    # ComfyUI asks it too, at every load, and must get its answer
+    if ".nodes.host." in sys._getframe(1).f_globals["__name__"]:
+        raise RuntimeError("a patcher of tomorrow")
+    return False
 
 comfy.model_patcher.ModelPatcher.is_dynamic = is_dynamic
 NODE_CLASS_MAPPINGS = {}

@@ -38,7 +38,7 @@ class KeepPages:
         for entry in current_loaded_models:
             if entry.model.is_dynamic():
                 entry.model._vbar_get().set_watermark_limit(limit_mib << 20)
-        journal.note("pages", **report())
+        journal.note("pages", **(report() or {}))
         return (through,)
 
 
@@ -54,7 +54,7 @@ class LookAtPages:
         return {"required": {"through": ("CONDITIONING",)}}
 
     def look(self, through):
-        journal.note("pages", **report())
+        journal.note("pages", **(report() or {}))
         return (through,)
 
 

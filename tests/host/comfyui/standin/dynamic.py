@@ -8,12 +8,12 @@ import comfy.model_patcher as model_patcher
 import comfy_aimdo.control as control
 from comfy_aimdo.model_vbar import callers
 
-from . import settings
 from .card import pages
 
 
 def enable_if_wanted() -> None:
-    if not settings.current().dynamic:
+    """Not without a GPU: `--cpu` turns it off (0.33, cli_args.py:315)."""
+    if pages() is None:
         return
     control.init(nvml_pressure=True)
     if control.init_devices((device.index, 0) for device in model_management.get_all_torch_devices()):

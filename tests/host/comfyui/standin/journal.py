@@ -24,5 +24,9 @@ class Journal:
         with self._lock:
             return self._entries[number:]
 
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+
 
 journal = Journal()

@@ -94,6 +94,11 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
         entries = journal.since(int(request.query.get("since", 0)))
         return web.json_response([entry._asdict() for entry in entries])
 
+    @routes.post("/_host/log/clear")
+    async def clear(request: web.Request) -> web.Response:
+        journal.clear()
+        return web.json_response({})
+
     @routes.get("/_host/python")
     async def python(request: web.Request) -> web.Response:
         """Where this process imports from."""
