@@ -50,21 +50,38 @@ class VAEDecode(Control):
         info, latent = decoder.look_at(vae), decoder.latent_of(samples)
         room = self._room(info, vae)
         least, most = self._whole_needs(info, latent, vae)
-        if room is None or least <= room:
-            pixels, fallback = decoder.whole(vae, samples)
-            said = (
-                "decoded whole"
-                if fallback is None
-                else f"memory ran out decoding it whole: decoded in tiles of {fallback} px, which are blended at their edges"
-            )
-        else:
+        done = self._whole(vae, samples) if room is None or least <= room else None
+        if done is None:
+            # what could be had when the decode was tried need not be there any more
+            room = self._room(info, vae) or 0
             pixels, tiling = self._in_tiles(info, latent, vae, samples, room)
-            said = (
-                f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at their edges: "
-                f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
+            done = (
+                pixels,
+                (
+                    f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at their edges: "
+                    f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
+                ),
             )
+        pixels, said = done
         self.say(said)
         return {"ui": {"text": [said]}, "result": (pixels,)}
+
+    def _whole(self, vae: Any, samples: Any) -> tuple[Any, str] | None:
+        """The frames and what was done; None where memory ran out, in the tiles as well that ComfyUI then turns to."""
+        try:
+            pixels, fallback = self.pack.host.decoder.whole(vae, samples)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("memory ran out decoding the latent whole: %s", error)
+        else:
+            if fallback is None:
+                return pixels, "decoded whole"
+            return pixels, (
+                f"memory ran out decoding it whole: decoded in tiles of {fallback} px, which are blended at their edges"
+            )
+        self.pack.host.decoder.empty_cache()
+        return None
 
     def _room(self, info: VaeInfo, vae: Any) -> int | None:
         """Bytes that can be had beside the VAE's weights once everything else has left; None where no card tells."""

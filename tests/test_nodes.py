@@ -390,6 +390,6 @@ def test_a_decode_that_can_never_fit_is_done_in_the_largest_tiles_and_says_so(si
     assert entry["status"]["status_str"] == "success", entry["status"]
     said = next(e["data"]["text"] for e in reversed(host.get("/_host/log").body) if e["what"] == "text")
     assert said.startswith("decoded in tiles of ")
-    tile = int(said.split()[4])
-    assert 256 <= tile < 1280
-    assert "whole it needs" in said
+    # 720p, 33 frames: 6.5 GB whole, and 2.7 GB left
+    assert 448 <= int(said.split()[4]) <= 832
+    assert "whole it needs 6." in said
