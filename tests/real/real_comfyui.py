@@ -34,6 +34,14 @@ class RealComfyUI(NamedTuple):
             return error.code, json.loads(error.read())
 
 
+def write_no_wan(path: Path) -> None:
+    """A file with a key that only an image model has."""
+    key = "double_blocks.0.img_attn.norm.key_norm.scale"
+    header = json.dumps({key: {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    path.parent.mkdir()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+
+
 def start(config: pytest.Config, folder: Path, with_pack: bool, fake_vram_mb: int = 0) -> Iterator[RealComfyUI]:
     checkout = Path(str(config.getoption("--comfyui"))).resolve()
     nodes = folder / "custom_nodes"
@@ -46,7 +54,10 @@ def start(config: pytest.Config, folder: Path, with_pack: bool, fake_vram_mb: in
     models = Path(str(config.getoption("--comfyui-models"))).resolve()
     lines = [f"{name}: {models / name}" for name in ("diffusion_models", "text_encoders", "vae", "clip_vision", "loras")]
     paths = folder / "paths.yaml"
-    paths.write_text("\n  ".join(["lab:", *lines, f"custom_nodes: {nodes}"]) + "\n")
+    own = folder / "own_models"
+    write_no_wan(own / "not_wan.safetensors")
+    sections = ["\n  ".join(["lab:", *lines, f"custom_nodes: {nodes}"]), f"own:\n  diffusion_models: {own}"]
+    paths.write_text("\n".join(sections) + "\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
