@@ -58,12 +58,10 @@ class Control:
         plan = cls.lifecycle.plan()
         return "unknown" if plan is None else "runs" if plan.runs else "does not fit"
 
-    def say(self, text: str) -> None:
-        """On the node and in the log."""
-        host = self.pack.host
-        node_id = host.execution.current_node()
-        logger.info("node %s: %s", node_id, text)
-        host.server.say_on_node(node_id, text)
+    def said(self, text: str, *result: Any) -> dict[str, Any]:
+        """What a node returns that has something to say: shown on the node (web/said.js), and in the log."""
+        logger.info("node %s: %s", self.pack.host.execution.current_node(), text)
+        return {"ui": {"text": [text]}, "result": result}
 
 
 class ModelControl(Control):
@@ -191,12 +189,11 @@ class OffloadNow(Control):
     def IS_CHANGED(cls, **inputs: Any) -> str:
         return cls.verdict()
 
-    def run(self, value: Any, what: str) -> tuple[Any]:
+    def run(self, value: Any, what: str) -> dict[str, Any]:
         wanted = {ComponentRole.TEXT_ENCODER, ComponentRole.CLIP_VISION} if what == TEXT else None
         freed, stayed = self._offload(wanted)
         said = f"freed {say_gib(freed)}" if freed else "nothing to free"
-        self.say(f"{said}; {', '.join(stayed)} stayed" if stayed else said)
-        return (value,)
+        return self.said(f"{said}; {', '.join(stayed)} stayed" if stayed else said, value)
 
     def _offload(self, roles: set[ComponentRole] | None) -> tuple[int, list[str]]:
         """Bytes freed, and the models that could not leave."""
@@ -251,15 +248,13 @@ class Gate(Control):
     def IS_CHANGED(cls, **inputs: Any) -> str:
         return cls.verdict()
 
-    def run(self, value: Any, if_it_does_not_fit: str) -> tuple[Any]:
+    def run(self, value: Any, if_it_does_not_fit: str) -> dict[str, Any]:
         plan = self.lifecycle.plan()
         if plan is None:
-            self.say("can't tell whether this graph fits: it could not be planned")
-        elif not plan.runs and if_it_does_not_fit == STOP:
+            return self.said("Can't tell whether this graph fits: it could not be planned.", value)
+        if not plan.runs and if_it_does_not_fit == STOP:
             raise DoesNotFitError(f"{plan.message} Set VRAM Gate to {WARN} to run it all the same.")
-        else:
-            self.say(plan.message)
-        return (value,)
+        return self.said(plan.message, value)
 
 
 class Status(Control):
@@ -295,8 +290,7 @@ class Status(Control):
             for model in status.loaded_models
         ]
         text = "\n".join(lines)
-        self.say(text)
-        return {"ui": {"text": [text]}, "result": (text, json.dumps(status_report(status)))}
+        return self.said(text, text, json.dumps(status_report(status)))
 
 
 REGISTER: Final = "VRAMHeadroomRegisterModel"
@@ -316,6 +310,6 @@ NODE_NAMES: Final = {
     REGISTER: "Register Model (VRAM Headroom)",
     POLICY: "Component Policy (VRAM Headroom)",
     OFFLOAD: "Offload Now (VRAM Headroom)",
-    GATE: "VRAM Gate (VRAM Headroom)",
-    STATUS: "VRAM Status (VRAM Headroom)",
+    GATE: "VRAM Gate",
+    STATUS: "VRAM Status",
 }

@@ -55,16 +55,13 @@ class VAEDecode(Control):
             # what could be had when the decode was tried need not be there any more
             room = self._room(info, vae) or 0
             pixels, tiling = self._in_tiles(info, latent, vae, samples, room)
-            done = (
-                pixels,
-                (
-                    f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at their edges: "
-                    f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
-                ),
+            said = (
+                f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at their edges: "
+                f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
             )
+            return self.said(said, pixels)
         pixels, said = done
-        self.say(said)
-        return {"ui": {"text": [said]}, "result": (pixels,)}
+        return self.said(said, pixels)
 
     def _whole(self, vae: Any, samples: Any) -> tuple[Any, str] | None:
         """The frames and what was done; None where memory ran out, in the tiles as well that ComfyUI then turns to."""

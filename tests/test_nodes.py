@@ -70,6 +70,11 @@ def succeeded(ran: Ran) -> Ran:
     return ran
 
 
+def text_of(ran: Ran, node_id: str) -> str:
+    """What a node has to say."""
+    return ran.history["outputs"][node_id]["text"][0]
+
+
 def error_of(ran: Ran) -> dict[str, Any]:
     (error,) = ran.of("execution_error")
     return error
@@ -297,7 +302,7 @@ def test_offload_now_sends_text_encoders_away_and_hands_its_input_on(host: HostP
         "text_encoder": "cpu",
         "vae": "gpu",
     }
-    assert ran.texts["20"].startswith("freed ")
+    assert text_of(ran, "20").startswith("freed ")
 
 
 def test_offload_now_also_finds_models_of_stock_loaders(host: HostProcess) -> None:
@@ -339,14 +344,14 @@ def test_a_gate_stops_a_graph_that_does_not_fit_before_it_samples(sixteen: HostP
 def test_a_gate_lets_a_graph_pass_that_fits_and_says_so(sixteen: HostProcess) -> None:
     host = emptied(sixteen)
     ran = succeeded(run_prompt(host, gated("stop")))
-    assert ran.texts["20"].startswith("Runs on this card.")
+    assert text_of(ran, "20").startswith("Runs on this card.")
 
 
 def test_the_status_node_tells_cards_and_models_as_text_and_as_json(host: HostProcess) -> None:
     prompt = with_our_loaders(text_to_video())
     prompt["20"] = node(f"{OURS}Status", after=["8", 0])
     ran = succeeded(run_prompt(host, prompt))
-    text = ran.history["outputs"]["20"]["text"][0]
+    text = text_of(ran, "20")
     assert text.splitlines()[0].startswith("Simulated 16 GB: ")
     assert f"{PLAIN} (generator): " in text
     assert "20" in run_prompt(host, prompt).executed, "it looks anew each time"
@@ -363,7 +368,7 @@ def test_a_decode_that_fits_is_whole_and_the_same_picture(host: HostProcess) -> 
     plain = pictures(host, succeeded(run_prompt(host, text_to_video())), "10")
     ran = succeeded(run_prompt(host, with_our_decode(text_to_video(), "9")))
     assert pictures(host, ran, "10") == plain
-    assert ran.texts["9"] == "decoded whole"
+    assert text_of(ran, "9") == "decoded whole"
 
 
 def test_a_decode_fits_after_everything_else_has_left(sixteen: HostProcess) -> None:
@@ -372,7 +377,7 @@ def test_a_decode_fits_after_everything_else_has_left(sixteen: HostProcess) -> N
     prompt = with_our_loaders(official("video_wan2_2_14B_t2v"))
     decode = next(key for key, value in prompt.items() if value["class_type"] == "VAEDecode")
     ran = succeeded(run_prompt(host, with_our_decode(prompt, decode)))
-    assert ran.texts[decode] == "decoded whole"
+    assert text_of(ran, decode) == "decoded whole"
 
 
 def test_a_decode_that_can_never_fit_is_done_in_the_largest_tiles_and_says_so(sixteen: HostProcess) -> None:
@@ -388,7 +393,7 @@ def test_a_decode_that_can_never_fit_is_done_in_the_largest_tiles_and_says_so(si
     assert host.get("/_host/idle").status == 200
     entry = host.get(f"/history/{queued}").body[queued]
     assert entry["status"]["status_str"] == "success", entry["status"]
-    said = next(e["data"]["text"] for e in reversed(host.get("/_host/log").body) if e["what"] == "text")
+    said = entry["outputs"]["8"]["text"][0]
     assert said.startswith("decoded in tiles of ")
     # 720p, 33 frames: 6.5 GB whole, and 2.7 GB left
     assert 448 <= int(said.split()[4]) <= 832

@@ -5,6 +5,7 @@ import * as comfy from "./comfy.js";
 import { addStylesheet } from "./dom.js";
 import { Preflight } from "./preflight.js";
 import { question } from "./question.js";
+import { keepWhatIsSaid } from "./said.js";
 import { ASK, choices, settings, SHOW_BAR } from "./settings.js";
 import { StatusClient } from "./status_client.js";
 
@@ -69,6 +70,7 @@ function settingChanged(changedId, value) {
 comfy.registerExtension({
   name: "VRAMHeadroom",
   settings: settings(settingChanged),
+  beforeRegisterNodeDef: keepWhatIsSaid,
   init() {
     comfy.onEvents(MEMORY_EVENTS, () => client.refresh());
     comfy.onEvents(["reconnecting"], () => client.connectionLost());
@@ -77,6 +79,7 @@ comfy.registerExtension({
   setup() {
     addStylesheet("bar.css");
     addStylesheet("question.css");
+    addStylesheet("said.css");
     isSetUp = true;
     apply(choices(comfy.setting));
   },

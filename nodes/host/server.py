@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from server import PromptServer
 
-from .seams import MIDDLEWARE, NODE_TEXT, PROMPT_HANDLER, QUEUE, ROUTES, USER_SETTINGS, SeamTable
+from .seams import MIDDLEWARE, PROMPT_HANDLER, QUEUE, ROUTES, USER_SETTINGS, SeamTable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLAIM = "vram_headroom_folder"
@@ -79,16 +79,6 @@ class HostServer:
         except web.HTTPException:
             return None  # a user ComfyUI does not know
         return values.get(name) if isinstance(values, dict) else None
-
-    def say_on_node(self, node_id: str | None, text: str) -> bool:
-        """Show a line of text on a node in the browser that queued the prompt. Any thread."""
-        say = getattr(self._instance, "send_progress_text", None)
-        if not self._seams.knows(NODE_TEXT):
-            self._seams.note(NODE_TEXT, live=callable(say))
-        if node_id is None or not callable(say) or not self._seams.live(NODE_TEXT):
-            return False
-        say(text, node_id, getattr(self._instance, "client_id", None))
-        return True
 
     def queued(self) -> tuple[QueuedPrompt, ...]:
         """The prompts that run and wait, in the order they will run; none where that can't be read."""

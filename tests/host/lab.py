@@ -136,11 +136,6 @@ class Ran(NamedTuple):
         return [data for name, data in self.messages if name == kind]
 
     @property
-    def texts(self) -> dict[str, str]:
-        """The last line of text that each node was given."""
-        return {data["node"]: data["text"] for data in self.of("binary 3")}
-
-    @property
     def executed(self) -> list[str]:
         """The nodes that ran, in order."""
         return [data["node"] for data in self.of("executing") if data["node"] is not None]
@@ -164,16 +159,10 @@ async def _run(host: HostProcess, body: dict[str, Any]) -> Ran:
                 raise AssertionError(f"refused: {answer}")
         messages: list[tuple[str, dict[str, Any]]] = []
         async for message in socket:
-            kind, data = _text(message.data) if isinstance(message.data, bytes) else message.json().values()
-            messages.append((kind, data))
-            if kind == "executing" and data["node"] is None:
+            told = message.json()
+            messages.append((told["type"], told["data"]))
+            if told["type"] == "executing" and told["data"]["node"] is None:
                 break
         async with http.get(f"/api/history/{answer['prompt_id']}") as response:
             history = (await response.json())[answer["prompt_id"]]
     return Ran(answer["prompt_id"], messages, history)
-
-
-def _text(data: bytes) -> tuple[str, dict[str, Any]]:
-    """A line of text for a node, out of its binary message."""
-    kind, length = struct.unpack(">II", data[:8])
-    return f"binary {kind}", {"node": data[8 : 8 + length].decode(), "text": data[8 + length :].decode()}

@@ -17,6 +17,7 @@ interface ComfyExtension {
   name: string;
   settings?: ComfySetting[];
   init?: () => void;
+  beforeRegisterNodeDef?: (nodeType: { prototype: any }, nodeData: { name?: string }) => void;
   setup?: () => void;
 }
 

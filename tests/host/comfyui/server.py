@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import struct
 import time
 import traceback
 import uuid
@@ -15,9 +14,6 @@ import nodes
 from aiohttp import WSMsgType, web
 from standin import routes_frontend, routes_host, routes_jobs, routes_user
 from standin.journal import journal
-
-TEXT_EVENT = 3
-"""The binary message of a line of text for a node (protocol.py, BinaryEventTypes.TEXT)."""
 
 FEATURES = {
     "supports_preview_metadata": True,
@@ -45,7 +41,7 @@ class PromptServer:
         self.loop = loop
         self.prompt_queue = execution.PromptQueue(self)
         self.user_manager = routes_user.UserManager()
-        self.messages: asyncio.Queue[tuple[str | int, Any, str | None]] = asyncio.Queue()
+        self.messages: asyncio.Queue[tuple[str, Any, str | None]] = asyncio.Queue()
         self.number = 0
         self.sockets: dict[str, web.WebSocketResponse] = {}
         self.sockets_metadata: dict[str, dict[str, Any]] = {}
@@ -82,14 +78,6 @@ class PromptServer:
         journal.note("message", event=event, data=data)
         self.loop.call_soon_threadsafe(self.messages.put_nowait, (event, data, sid))
 
-    def send_progress_text(self, text: bytes | bytearray | str, node_id: str, sid: str | None = None) -> None:
-        """A line of text for a node, as the binary message that the front end reads: length of the id, id, text."""
-        said = text.encode() if isinstance(text, str) else bytes(text)
-        node = str(node_id).encode()
-        journal.note("text", node=node_id, text=said.decode(errors="replace"))
-        message = struct.pack(">I", len(node)) + node + said
-        self.loop.call_soon_threadsafe(self.messages.put_nowait, (TEXT_EVENT, message, sid))
-
     def queue_updated(self) -> None:
         self.send_sync("status", {"status": self.get_queue_info()})
 
@@ -119,14 +107,11 @@ class PromptServer:
             event, data, sid = await self.messages.get()
             await self.send(event, data, sid)
 
-    async def send(self, event: str | int, data: Any, sid: str | None = None) -> None:
+    async def send(self, event: str, data: Any, sid: str | None = None) -> None:
         sockets = list(self.sockets.values()) if sid is None else [self.sockets[sid]] if sid in self.sockets else []
         for socket in sockets:
             try:
-                if isinstance(event, int):
-                    await socket.send_bytes(struct.pack(">I", event) + data)
-                else:
-                    await socket.send_json({"type": event, "data": data})
+                await socket.send_json({"type": event, "data": data})
             except (ConnectionError, RuntimeError) as error:
                 logging.warning("send error: %s", error)
 
