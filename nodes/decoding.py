@@ -58,7 +58,7 @@ class VAEDecode(Control):
             done = (
                 pixels,
                 (
-                    f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at their edges: "
+                    f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, blended at their edges: "
                     f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
                 ),
             )
