@@ -115,7 +115,8 @@ found["leaks"] = [line for line in records if "memory leak" in line]
 newcomer = host.models.handle(patcher, DIT)
 first._key = newcomer.key
 offloader.register("gone", "other", pack_role.GENERATOR, first)
-offloader._books._pipelines["gone"].components[first.key] = offloader._books._pipelines["gone"].components[first.key]._replace(ruled_by="20")
+components = offloader._books._pipelines["gone"].components
+components[first.key] = components[first.key]._replace(ruled_by="20")
 found["stranger"] = [offloader.pipeline_of(newcomer.key), offloader.policy_of(newcomer.key)]
 offloader.register("new", "dit", pack_role.GENERATOR, newcomer)
 found["inherits"] = dict(offloader.components())["new"].ruled_by
@@ -197,3 +198,151 @@ def test_a_registered_model_dies_with_its_graph_and_is_no_leak(handles: dict[str
 def test_a_model_with_the_key_of_one_that_is_gone_is_a_stranger(handles: dict[str, Any]) -> None:
     assert handles["stranger"] == [None, None]
     assert handles["inherits"] is None
+
+
+PROMPTS = """
+import execution, threading
+from host.lab import node, text_to_video, with_inputs
+executor = execution.PromptExecutor(server)
+seen = []
+
+class Look:
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "run", ("*",)
+    @classmethod
+    def INPUT_TYPES(cls): return {"required": {"value": ("*", {}), "then": ("STRING", {})}}
+    def run(self, value, then):
+        seen.append(look())
+        if then == "fail": raise LookupError("asked to")
+        if then == "stop": raise mm.InterruptProcessingException
+        return (value,)
+nodes.NODE_CLASS_MAPPINGS["Look"] = Look
+
+def files(keys):
+    return sorted(e.model.model.file.name for e in mm.current_loaded_models if e.model is not None and id(e.model.model) in keys)
+
+def look():
+    return {"uses": files(host.uses.now()), "state": {p.name: p.state for p in offloader.status()},
+            "placed": {c.role.value: c.placement for p in offloader.status() for c in p.components}}
+
+forwards = []
+plain_apply = sys.modules["standin.models"].WAN21.apply_model
+def apply_model(self, *args, **kwargs):
+    if not forwards:
+        held = monitor.video_memory("wan")
+        forwards.append({**look(), "video": held.current})
+    return plain_apply(self, *args, **kwargs)
+sys.modules["standin.models"].WAN21.apply_model = apply_model
+
+def ours(prompt):
+    names = {"UNETLoader": "LoadDiffusionModel", "CLIPLoader": "LoadTextEncoder", "VAELoader": "LoadVAE"}
+    return {k: {**v, "class_type": "VRAMHeadroom" + names[v["class_type"]] if v["class_type"] in names else v["class_type"]}
+            for k, v in prompt.items()}
+
+def run(prompt, prompt_id, checked=True):
+    seen.clear(), forwards.clear()
+    targets = [k for k, v in prompt.items() if v["class_type"] == "PreviewImage"]
+    if checked:
+        pack.plans.put(prompt_id, pack.plan(prompt))
+    executor.execute(prompt, prompt_id, {}, targets)
+    return {"ok": executor.success, "seen": list(seen), "forward": list(forwards), "after": look(),
+            "video": monitor.video_memory("wan").current}
+
+def idle():
+    server.prompt_queue.get_flags()
+    for thread in threading.enumerate():
+        if thread.name.startswith("vram_headroom"):
+            thread.join(10)
+    return {**look(), "threads": [t.name for t in threading.enumerate() if t.name.startswith("vram_headroom")]}
+
+def looking(prompt, then="go on", after="8"):
+    prompt = {**prompt, "30": node("Look", value=[after, 0], then=then)}
+    return with_inputs(prompt, "9", samples=["30", 0])
+
+graph = ours(text_to_video())
+for then in ("go on", "fail", "stop"):
+    prompt = with_inputs(looking(graph, then), "8", seed=len(found))
+    found[then] = run(prompt, then)
+    found[then]["idle"] = idle()
+found["peaks"] = [[p.node_id, p.sampled, p.failed] for p in lifecycle.peaks.of("go on")]
+found["failed"] = [p.node_id for p in lifecycle.peaks.of("fail") if p.failed]
+record = monitor.pipeline_record("wan")
+found["sizes"] = dict(record.components) if record else {}
+
+# between two queued prompts the pipeline stays in use
+server.prompt_queue.put((1, "waits", {}, {}, [], {}))
+found["queued"] = run(with_inputs(graph, "8", seed=50), "queued")
+server.prompt_queue.get_flags()
+found["queued"]["between"] = look()
+server.prompt_queue.wipe_queue()
+found["queued"]["idle"] = idle()
+
+# a text encoder that leaves before sampling, and a generator that no loader of ours knows
+mm.unload_all_models()
+executor.reset()
+stock = text_to_video()
+stock["20"] = node("VRAMHeadroomComponentPolicy", policy="leaves between uses", priority=1, clip=["2", 0])
+stock = with_inputs(with_inputs(stock, "4", clip=["20", 1]), "5", clip=["20", 1])
+found["stock"] = run(stock, "stock")
+found["stock"]["loaded"] = sorted(names())
+answer(found)
+"""
+
+
+@pytest.fixture(scope="module")
+def prompts(base: Path) -> dict[str, Any]:
+    return ask_inside(COMMON + PROMPTS, base, served=True)
+
+
+CLIP, VAE = "tiny_umt5.safetensors", "tiny_wan_2.1_vae.safetensors"
+
+
+def test_a_model_is_in_use_to_the_end_of_the_node_that_loaded_it(prompts: dict[str, Any]) -> None:
+    run = prompts["go on"]
+    assert run["ok"] is True
+    assert run["forward"][0]["uses"] == [DIT]
+    assert run["seen"][0]["uses"] == [], "the sampler has ended"
+    assert run["after"]["uses"] == []
+
+
+@pytest.mark.parametrize("how", ["go on", "fail", "stop"])
+def test_a_pipeline_is_active_from_its_first_load_to_the_end_of_the_queue(prompts: dict[str, Any], how: str) -> None:
+    run = prompts[how]
+    assert run["ok"] is (how == "go on")
+    assert run["seen"][0]["state"] == {"wan": "active"}
+    assert run["idle"]["state"] == {"wan": "idle"}
+
+
+def test_a_pipeline_stays_active_while_another_prompt_waits(prompts: dict[str, Any]) -> None:
+    assert prompts["queued"]["between"]["state"] == {"wan": "active"}
+    assert prompts["queued"]["idle"]["state"] == {"wan": "idle"}
+
+
+def test_a_video_counts_for_its_pipeline_while_it_is_sampled_and_no_longer(prompts: dict[str, Any]) -> None:
+    run = prompts["go on"]
+    assert run["forward"][0]["video"] > 0
+    assert run["video"] == 0
+
+
+def test_every_node_has_its_peak(prompts: dict[str, Any]) -> None:
+    peaks = {node_id: sampled for node_id, sampled, _ in prompts["peaks"]}
+    assert list(peaks) == [peak[0] for peak in prompts["peaks"]]
+    assert set(peaks) == {"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "30"}
+    assert 0 < peaks["4"] < peaks["8"]
+    assert prompts["failed"] == ["30"]
+
+
+def test_the_sizes_of_a_pipelines_parts_are_noted(prompts: dict[str, Any]) -> None:
+    assert set(prompts["sizes"]) == {DIT, CLIP, VAE}
+    assert all(size > 0 for size in prompts["sizes"].values())
+
+
+@pytest.mark.parametrize("how", ["go on", "fail", "stop", "queued"])
+def test_no_thread_of_ours_is_left_when_nothing_runs(prompts: dict[str, Any], how: str) -> None:
+    assert prompts[how]["idle"]["threads"] == []
+
+
+def test_a_text_encoder_leaves_before_a_generator_that_nobody_registered(prompts: dict[str, Any]) -> None:
+    assert prompts["stock"]["ok"] is True
+    assert prompts["stock"]["forward"][0]["placed"] == {"text_encoder": "cpu"}
+    assert DIT in prompts["stock"]["loaded"]
+    assert CLIP not in prompts["stock"]["loaded"]
