@@ -56,7 +56,7 @@ class VAEDecode(Control):
             room = self._room(info, vae) or 0
             pixels, tiling = self._in_tiles(info, latent, vae, samples, room)
             said = (
-                f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at their edges: "
+                f"decoded in tiles of {tiling.size} px, {tiling.frames} frames at a time, blended at their edges: "
                 f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
             )
             return self.said(said, pixels)

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..vram.books import Component
+from ..vram.books import Component, UnknownPipelineError
 from ..vram.components import ComponentRole
 from ..vram.device import DeviceReadError, peak_counter
 from ..vram.estimate.caches import vae_features, video_runtime_overhead
+from ..vram.handle import ModelHandle
 from ..vram.monitor import NoAcceleratorError
 from ..vram.offloader import ActivePipelineError, PlacementError
 from ..vram.peaks import PeakLedger
@@ -30,6 +31,7 @@ class Ruling(NamedTuple):
     """A policy that a node of a graph gave to a model."""
 
     node_id: str
+    handle: ModelHandle
     inputs: str
     """Of the node, as text: another setting is another ruling, and the node then runs again."""
     policy: VideoComponentPolicy
@@ -44,6 +46,8 @@ class Lifecycle:
         self._rulings: dict[object, Ruling] = {}
         self._prompt: PromptSpan | None = None
         self._pins_said = ""
+        self._videos: dict[NodeSpan, tuple[str, int]] = {}
+        """Running nodes that hold the caches of a video, with its pipeline and card."""
         self.peaks = peaks or PeakLedger(peak_counter(next(iter(pack.monitor.accelerators), None)), self._held)
         self._sampler = sampler or Sampler(self.peaks.sample)
         host = pack.host
@@ -68,7 +72,10 @@ class Lifecycle:
 
     def rule(self, key: object, policy: VideoComponentPolicy, node_id: str) -> bool:
         """A policy node's word on a registered model: it holds while that node is in the graph that runs."""
-        self._rulings[key] = Ruling(node_id, self._inputs_of(node_id), policy)
+        component = self._component(key)
+        if component is None:
+            return False
+        self._rulings[key] = Ruling(node_id, component.handle, self._inputs_of(node_id), policy)
         return self._pack.offloader.set_policy(key, policy, node_id)
 
     # the prompt
@@ -83,6 +90,7 @@ class Lifecycle:
 
     def prompt_ended(self, span: PromptSpan) -> None:
         self._sampler.stop()
+        self._videos = {}
         self._prompt = None
         if not self._pack.host.worker.tells_when_idle and not self._pack.host.worker.prompts_waiting():
             self._become_idle()
@@ -110,7 +118,8 @@ class Lifecycle:
         """Policies of nodes that are in this graph hold; where none is, what the model was registered with."""
         offloader = self._pack.offloader
         registered = {component.handle.key: component for _, component in offloader.components()}
-        self._rulings = {key: ruling for key, ruling in self._rulings.items() if key in registered}
+        # a model that is gone may have left its key to another one
+        self._rulings = {key: ruling for key, ruling in self._rulings.items() if ruling.handle.alive and key in registered}
         for key, ruling in self._rulings.items():
             if self._inputs_of(ruling.node_id) == ruling.inputs:
                 offloader.set_policy(key, ruling.policy, ruling.node_id)
@@ -141,23 +150,33 @@ class Lifecycle:
             if pipeline is not None and component is not None:
                 handle = component.handle
                 monitor.record_component_vram(pipeline, component.name, handle.bytes_on_card(), handle.device_index)
-                monitor.clear_video_memory(pipeline, handle.device_index)
+        held = self._videos.pop(span, None)
+        if held is not None and held not in self._videos.values():
+            monitor.clear_video_memory(*held)
 
     def _before_load(self, keys: tuple[int, ...]) -> None:
-        """Models are about to come to the card: their pipelines are in use, and before a generator comes, its text encoder
-        leaves where its policy says so."""
+        """Models are about to come to the card: their pipelines are in use, and before a generator comes, registered or not,
+        text encoders leave where their policies say so."""
         if self._prompt is None:
             return
         offloader = self._pack.offloader
-        for pipeline, component in self._components(keys):
+        registered = self._components(keys)
+        for pipeline, _ in registered:
             if pipeline not in self._in_use:
                 self._in_use[pipeline] = None
                 offloader.mark_active(pipeline)
-            if component.role is ComponentRole.GENERATOR:
-                try:
-                    offloader.offload_between_uses(pipeline)
-                except PlacementError as error:
-                    logger.warning("%s", error)
+        roles = {component.handle.key: component.role for _, component in registered}
+        host = self._pack.host
+        coming = (roles.get(id(model)) or host.models.role(model) for model in host.placement.coming())
+        if ComponentRole.GENERATOR not in coming:
+            return
+        for pipeline in self._in_use:
+            try:
+                offloader.offload_between_uses(pipeline)
+            except PlacementError as error:
+                logger.warning("%s", error)
+            except UnknownPipelineError:
+                continue  # its graph has dropped it meanwhile
 
     # pins
 
@@ -207,6 +226,7 @@ class Lifecycle:
         if pipeline is None or not phase.width or not phase.height:
             return
         monitor = self._pack.monitor
+        self._videos[span] = (pipeline, index)
         if phase.kind == "sample":
             causal = any(model.arch.causal for model in phase.models)
             held = video_runtime_overhead(width=phase.width, height=phase.height, frames=phase.frames or 1, causal=causal)
@@ -218,8 +238,8 @@ class Lifecycle:
 
     def _pipeline_of(self, phase: Phase) -> tuple[str | None, int]:
         """The pipeline that the phase's first registered model belongs to, and the card it is placed on."""
-        files = {model.file for model in phase.models}
-        found = ((name, c) for name, c in self._pack.offloader.components() if c.name in files)
+        files = {_base(model.file) for model in phase.models}
+        found = ((name, c) for name, c in self._pack.offloader.components() if _base(c.name) in files)
         name, component = next(found, (None, None))
         return name, component.handle.device_index if component else 0
 
@@ -236,3 +256,8 @@ class Lifecycle:
 
     def _component(self, key: object) -> Component | None:
         return next((component for _, component in self._components((key,))), None)
+
+
+def _base(file: str) -> str:
+    """A file without its folder: loaders name a model by what their widget says, others by the file alone."""
+    return file.replace("\\", "/").rsplit("/", 1)[-1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from aiohttp import web
 
+from ..vram.brief import BriefThread
 from ..vram.components import ComponentRole
 from ..vram.device import DeviceReadError
 from ..vram.monitor import NoAcceleratorError, VRAMMonitor
@@ -115,8 +116,8 @@ class Pack:
     host: Host
     monitor: VRAMMonitor
     offloader: VRAMOffloader
-    planner: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="vram_headroom_plan"))
-    """One thread, started by the first plan: one that hangs on a dead network drive holds up no other work of the server."""
+    planner: Executor = field(default_factory=lambda: BriefThread("vram_headroom_plan"))
+    """One thread while something is planned: one that hangs on a dead network drive holds up no other work of the server."""
     plans: PlanStore = field(default_factory=PlanStore)
     """By the id of the prompt that was queued with it."""
     answers: Bounded[tuple[Chain, Plan, list[FixReport]]] = field(default_factory=lambda: Bounded(ANSWERS_KEPT))

@@ -15,17 +15,32 @@ from standin.settings import Settings, configure
 base = Path({base!r})
 configure(Settings(pack_root=Path({root!r}), base=base, models=base / "models", vram_bytes=16 * 2**30))
 sys.path.insert(0, {tests!r})
+{served}
 from loadpack import load_pack
-load_pack()
+pack = load_pack()
 
 def answer(value):
     print("ANSWER", json.dumps(value))
 """
 
 
-def ask_inside(script: str, base: Path) -> Any:
-    """Run `script`, which knows `base`, has the pack as `vram_headroom` and calls `answer` with something that JSON can say."""
-    text = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS)) + script
+SERVED = """
+import asyncio, nodes
+from server import PromptServer
+from standin import worker
+server = PromptServer(asyncio.new_event_loop())
+nodes.init_builtin_nodes()
+worker.hook_progress(server)
+"""
+
+
+def ask_inside(script: str, base: Path, served: bool = False) -> Any:
+    """Run `script`, which knows `base`, has the pack as `vram_headroom` and calls `answer` with something that JSON can say.
+
+    `served`: there is a `server` with a queue, which nobody works off, and `nodes` has the stand-in's classes.
+    """
+    said = SERVED if served else ""
+    text = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS), served=said) + script
     done = subprocess.run(
         [sys.executable, "-c", text], cwd=TESTS / "host" / "comfyui", capture_output=True, text=True, check=False, timeout=120
     )

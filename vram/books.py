@@ -117,11 +117,11 @@ class Books:
 
     def pipeline_of(self, key: object) -> str | None:
         with self._lock:
-            return next((p.name for p in self._pipelines.values() if key in p.components), None)
+            return next((p.name for p in self._pipelines.values() if self._living(p, key)), None)
 
     def policy_of(self, key: object) -> VideoComponentPolicy | None:
         with self._lock:
-            return next((p.components[key].policy for p in self._pipelines.values() if key in p.components), None)
+            return next((p.components[key].policy for p in self._pipelines.values() if self._living(p, key)), None)
 
     def components(self, pipeline: Pipeline) -> list[Component]:
         """Its components whose models still exist."""
@@ -136,7 +136,7 @@ class Books:
     def find_component(self, key: object) -> tuple[Pipeline, Component] | None:
         """The model of this key with the pipeline it belongs to."""
         with self._lock:
-            return next(((p, p.components[key]) for p in self._pipelines.values() if key in p.components), None)
+            return next(((p, p.components[key]) for p in self._pipelines.values() if self._living(p, key)), None)
 
     def replace_component(self, pipeline: Pipeline, component: Component) -> bool:
         """Change what is written of a model; False if it belongs to `pipeline` no longer."""
@@ -205,6 +205,11 @@ class Books:
                 (p.name, self._users[p.name] > 0, tuple(p.components.values()), p.last_used) for p in self._pipelines.values()
             ]
         return tuple(_pipeline_status(*found) for found in seen)
+
+    @staticmethod
+    def _living(pipeline: Pipeline, key: object) -> bool:
+        """A key is a model's for as long as it lives: another one may have it after that."""
+        return key in pipeline.components and pipeline.components[key].handle.alive
 
     def _drop_dead(self) -> None:
         for name in list(self._pipelines):

@@ -41,7 +41,8 @@ class NodeSpan(NamedTuple):
 
 
 class Watcher(Protocol):
-    """Told on the worker thread. What it raises is logged and costs no prompt."""
+    """Told on the worker thread: of starts in the order of their `watch`, of ends the other way round. What it raises is logged
+    and costs no prompt."""
 
     def prompt_started(self, span: PromptSpan) -> None: ...
     def node_started(self, span: NodeSpan) -> None: ...
@@ -66,7 +67,8 @@ class HostExecution:
         return self._running
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` of everything from now on, after those who came before it."""
+        """Tell `watcher` of everything from now on: of starts after those who came before it, of ends before them, so that what
+        they know of a node is there until it has ended for all who build on it."""
         self._watchers.append(watcher)
 
     def at_boundary(self, call: Callable[[], None]) -> None:
@@ -79,6 +81,9 @@ class HostExecution:
         return context.node_id if context else None
 
     def _around_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._running is not None:
+            # a node that runs a graph of its own: its nodes are part of the prompt that runs
+            return original(*args, **kwargs)
         # execute(self, prompt, prompt_id, extra_data, execute_outputs): the same order in every release seen
         prompt_id = str(kwargs.get("prompt_id", args[2] if len(args) > 2 else ""))
         prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
@@ -94,7 +99,7 @@ class HostExecution:
             for open_span in list(self._open):
                 self._end(open_span, None)
             self._running = None
-            for watcher in self._watchers:
+            for watcher in reversed(self._watchers):
                 _guarded(watcher.prompt_ended, span)
             self._at_boundary()
 
@@ -130,13 +135,13 @@ class HostExecution:
         return span
 
     def _end_with(self, span: NodeSpan, tasks: list[asyncio.Task[Any]]) -> None:
-        """The node has ended when its last task has."""
+        """The node has ended when its last task has; it failed if one of them did."""
         left = set(tasks)
 
         def done(task: asyncio.Task[Any]) -> None:
             left.discard(task)
             if not left:
-                self._end(span, None if task.cancelled() else task.exception())
+                self._end(span, next((error for one in tasks if (error := _failure(one)) is not None), None))
 
         for task in tasks:
             task.add_done_callback(done)
@@ -146,7 +151,7 @@ class HostExecution:
             return
         del self._open[span]
         self._show_newest()
-        for watcher in self._watchers:
+        for watcher in reversed(self._watchers):
             _guarded(watcher.node_ended, span, error)
         self._at_boundary()
 
@@ -166,6 +171,11 @@ def _pending(result: object) -> list[asyncio.Task[Any]]:
         case (list() as returned, _, _, True, *_):
             return [task for task in returned if isinstance(task, asyncio.Task) and not task.done()]
     return []
+
+
+def _failure(task: asyncio.Task[Any]) -> BaseException | None:
+    """What a task that is done raised; a cancelled one only stopped."""
+    return None if task.cancelled() else task.exception()
 
 
 def _guarded(call: Callable[..., None], *arguments: Any) -> None:

@@ -46,7 +46,7 @@ class ComfyModelHandle:
         self._model = weakref.ref(patcher.model)
         self._key = id(patcher.model)
         self._models = models
-        self._patcher = weakref.ref(patcher)
+        self._patchers = tuple(weakref.ref(one) for one in _with_parents(patcher))
         self._device_index = device_index(patcher)
         self._bytes = int(patcher.model_size())
         self.elastic = is_dynamic(patcher)
@@ -106,10 +106,10 @@ class ComfyModelHandle:
         return patcher is not None and is_dynamic(patcher) and pages.keep(patcher, self.total_bytes())
 
     def patcher(self) -> Any:
-        """A living patcher of the model: the one it was registered with, or the clone that ComfyUI loaded; None if there is
-        none."""
-        found = self._patcher()
-        return found if found is not None else next((entry.model for entry in self._entries()), None)
+        """A living patcher of the model: the one it was registered with, one that it is a clone of, or the clone that ComfyUI
+        loaded; None if there is none."""
+        known = (found for one in self._patchers if (found := one()) is not None)
+        return next(known, None) or next((entry.model for entry in self._entries()), None)
 
     def _entries(self) -> Iterator[Any]:
         for entry in list(model_management.current_loaded_models):
@@ -135,6 +135,16 @@ def _remove(entries: list[Any], wanted: Any) -> None:
         if entry is wanted:
             del entries[index]
             return
+
+
+def _with_parents(patcher: Any) -> Iterator[Any]:
+    """A patcher and those it was cloned from: each may outlive its clones, with the same model."""
+    seen: set[int] = set()
+    here = patcher
+    while here is not None and id(here) not in seen and here.model is patcher.model:
+        seen.add(id(here))
+        yield here
+        here = getattr(here, "parent", None)
 
 
 def device_index(patcher: Any) -> int:

@@ -122,11 +122,13 @@ class HostModels:
     def _role_of(self, key: int) -> ComponentRole:
         """Found once for each model, by its class and layers."""
         patcher = next((patcher for _, patcher in self._entries() if id(patcher.model) == key), None)
-        if patcher is None:
-            return ComponentRole.OTHER
-        if patcher.model not in self._roles:
-            self._roles[patcher.model] = role_of(type(patcher.model).__name__, patcher.model)
-        return self._roles[patcher.model]
+        return ComponentRole.OTHER if patcher is None else self.role(patcher.model)
+
+    def role(self, model: Any) -> ComponentRole:
+        """Of an inner model, loaded or not."""
+        if model not in self._roles:
+            self._roles[model] = role_of(type(model).__name__, model)
+        return self._roles[model]
 
     def name_of(self, patcher: Any) -> str:
         """The file it was loaded from, where ComfyUI knows, else the name of its class."""

@@ -26,6 +26,7 @@ class HostPlacement:
     def __init__(self, seams: SeamTable) -> None:
         self._pinned: Callable[[], Collection[int]] = frozenset
         self._before_load: list[Callable[[Keys], None]] = []
+        self._coming: tuple[Any, ...] = ()
         seams.wrap(PINS, model_management, "free_memory", self._around_free)
         seams.wrap(MODEL_LOADS, model_management, "load_models_gpu", self._around_load)
 
@@ -36,6 +37,10 @@ class HostPlacement:
     def before_load(self, call: Callable[[Keys], None]) -> None:
         """Call this on the worker thread before ComfyUI brings models to the card."""
         self._before_load.append(call)
+
+    def coming(self) -> tuple[Any, ...]:
+        """The inner models that are about to be loaded, while `before_load` tells of them."""
+        return self._coming
 
     def _around_free(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kept = self._kept()
@@ -64,11 +69,14 @@ class HostPlacement:
 
     def _around_load(self, original: Callable[..., Any], models: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            keys = tuple(id(model.model) for model in models if getattr(model, "model", None) is not None)
+            self._coming = tuple(model.model for model in models if getattr(model, "model", None) is not None)
+            keys = tuple(id(model) for model in self._coming)
             for call in self._before_load:
                 call(keys)
         except Exception:
             logger.exception("nothing was moved before this load")
+        finally:
+            self._coming = ()
         return original(models, *args, **kwargs)
 
 

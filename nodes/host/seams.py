@@ -40,6 +40,7 @@ NODE_SPAN = Seam("node start and end", "private", "0.8", "the running node is no
 MODEL_LOADS = Seam("loading of models", "private", "0.8", "a text encoder stays until its prompt has ended")
 PINS = Seam("choice of who leaves the card", "private", "0.8", "a pinned model stays only as long as ComfyUI needs no room")
 IDLE_QUEUE = Seam("idle queue", "private", "0.8", "what the panel asks for waits until the next node has run")
+QUEUE_WAIT = Seam("waiting queue", "private", "0.8", "what is asked for just as a prompt ends may wait until the next one")
 QUEUE_LENGTH = Seam("length of the queue", "private", "0.8", "models leave after each prompt, though another one waits")
 TILED_DECODE = Seam("tiled VAE decode", "private", "0.8", "that ComfyUI fell back to tiles is not shown")
 SUBGRAPHS = Seam("nodes that expand", "private", "0.8", "Load WAN Pipeline can't run; the single loaders can")

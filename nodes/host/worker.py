@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import comfy.model_management as model_management
 import execution
 from server import PromptServer
 
-from .seams import IDLE_QUEUE, QUEUE_LENGTH, SeamTable
+from .seams import IDLE_QUEUE, QUEUE_LENGTH, QUEUE_WAIT, SeamTable
 
 logger = logging.getLogger("vram_headroom")
 
@@ -19,6 +21,10 @@ T = TypeVar("T")
 
 WAKE_FLAG = "vram_headroom"
 """A flag of ComfyUI's queue that only wakes its worker, which passes by `get_flags` whenever it has nothing to run."""
+
+
+REENTRANT = type(threading.RLock())
+"""Of ComfyUI's queue; its wait lets go of one however often it is held."""
 
 
 class WorkerQueue:
@@ -30,6 +36,7 @@ class WorkerQueue:
         self._draining = False
         self._at_idle: list[Callable[[], None]] = []
         seams.wrap(IDLE_QUEUE, execution.PromptQueue, "get_flags", self._around_flags)
+        seams.wrap(QUEUE_WAIT, execution.PromptQueue, "get", self._around_get)
         seams.note(QUEUE_LENGTH, live=callable(getattr(execution.PromptQueue, "get_tasks_remaining", None)))
 
     @property
@@ -80,19 +87,46 @@ class WorkerQueue:
         return remaining() if self._seams.live(QUEUE_LENGTH) and callable(remaining) else 0
 
     def _around_flags(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # only the worker asks for its flags, between two prompts
-        try:
-            self.drain()
-            if not self._remaining():
-                for call in self._at_idle:
-                    call()
-        except Exception:
-            logger.exception("what waited for an idle queue could not be done")
+        # only the worker asks for its flags, between two prompts; they are taken before the calls they stand for, so that none
+        # is taken of a call that comes meanwhile
         flags = original(*args, **kwargs)
         if isinstance(flags, dict):
             flags.pop(WAKE_FLAG, None)
+        self._drain_between_prompts()
+        if not self._remaining():
+            for call in self._at_idle:
+                _guarded(call)
         return flags
+
+    def _around_get(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """ComfyUI's worker does not look at its flags before it waits: one that was set while it was busy would wake nobody."""
+        lock = getattr(args[0], "mutex", None) if args else None
+        if not isinstance(lock, REENTRANT):
+            return original(*args, **kwargs)
+        # who submits sets a flag under this lock, so nothing comes between the look and the wait, which lets go of it
+        lock.acquire()
+        try:
+            while not self._waiting.empty() and not self._draining:
+                lock.release()
+                try:
+                    self._drain_between_prompts()
+                finally:
+                    lock.acquire()
+            return original(*args, **kwargs)
+        finally:
+            lock.release()
+
+    def _drain_between_prompts(self) -> None:
+        _guarded(self.drain)
 
     @staticmethod
     def _host_queue() -> Any:
         return getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+
+
+def _guarded(call: Callable[[], None]) -> None:
+    """Between two prompts there is nobody to whom an interrupt could go on: it would end ComfyUI's worker thread."""
+    try:
+        call()
+    except (Exception, model_management.InterruptProcessingException):
+        logger.exception("what waited for an idle queue could not be done")

@@ -1,0 +1,307 @@
+"""The parts of nodes/host, on the stand-in's modules: spans of prompts and nodes, calls for the worker thread."""
+
+from typing import Any
+
+import pytest
+from insidehost import ask_inside
+
+SPANS = """
+import asyncio, execution
+from vram_headroom.nodes.host.execution import HostExecution
+from vram_headroom.nodes.host.seams import SeamTable
+
+async def run_node(prompt_id, unique_id, obj, *rest):
+    return await obj.run()
+
+class Executor:
+    def execute(self, prompt, prompt_id, extra_data={}, execute_outputs=[]):
+        return asyncio.run(prompt())
+
+execution.get_output_data, execution.PromptExecutor = run_node, Executor
+host = HostExecution(SeamTable())
+told = []
+
+class Watcher:
+    def __init__(self, name): self.name = name
+    def prompt_started(self, span): told.append([self.name, "prompt starts", span.prompt_id])
+    def prompt_ended(self, span): told.append([self.name, "prompt ends", span.prompt_id])
+    def node_started(self, span): told.append([self.name, "starts", span.node_id])
+    def node_ended(self, span, error): told.append([self.name, "ends", span.node_id, type(error).__name__])
+
+class Raises(Watcher):
+    def prompt_started(self, span): raise ValueError("a watcher's own fault")
+    prompt_ended = node_started = prompt_started
+    def node_ended(self, span, error): raise ValueError("again")
+
+host.watch(Watcher("first"))
+host.watch(Raises("broken"))
+host.watch(Watcher("second"))
+
+def node(run):
+    return type("Node", (), {"run": staticmethod(run)})()
+
+async def get(node_id, run):
+    return await execution.get_output_data("p", node_id, node(run))
+
+def run(prompt):
+    told.clear()
+    raised = None
+    try:
+        execution.PromptExecutor().execute(prompt, "p", {}, [])
+    except BaseException as error:
+        raised = type(error).__name__
+    return {"told": [entry for entry in told if entry[0] == "first" and entry[1] in ("starts", "ends")], "all": list(told),
+            "raised": raised, "running": host.running}
+
+async def plain(): return [], {}, False, False
+async def fails(): raise LookupError("no")
+async def stopped(): raise KeyboardInterrupt
+async def outer():
+    await get("inner", plain)
+    seen.append(host.running.node_id)
+    return [], {}, False, False
+seen = []
+
+def tasks(*works):
+    async def made():
+        return [asyncio.ensure_future(work()) for work in works], {}, False, True
+    return made
+
+async def waits():
+    gate = asyncio.Event()
+    async def work(): await gate.wait()
+    result = await get("async", tasks(work))
+    told.append(["first", "starts", "meanwhile"])
+    seen.append(host.running.node_id)
+    gate.set()
+    await asyncio.gather(*result[0])
+    await asyncio.sleep(0)
+
+async def one_of_two_fails():
+    gate = asyncio.Event()
+    async def bad(): raise LookupError("no")
+    async def good(): await gate.wait()
+    result = await get("async", tasks(bad, good))
+    await asyncio.wait(result[0][:1])
+    gate.set()
+    await asyncio.wait(result[0])
+    await asyncio.sleep(0)
+
+async def left_alone():
+    async def never(): await asyncio.Event().wait()
+    await get("async", tasks(never))
+    raise InterruptedError
+
+async def nested_prompt():
+    async def graph_in_a_node():
+        async def inner(): await get("inside", plain)
+        await asyncio.to_thread(execution.PromptExecutor().execute, inner, "other", {}, [])
+        seen.append(host.running.prompt_id + host.running.node_id)
+        return [], {}, False, False
+    await get("runner", graph_in_a_node)
+
+async def once(): await get("1", plain)
+async def failing(): await get("1", fails)
+async def stopping(): await get("1", stopped)
+async def nesting(): await get("outer", outer)
+found = {"plain": run(once)}
+for prompt in (failing, stopping, nesting, waits, one_of_two_fails, left_alone, nested_prompt):
+    seen.clear()
+    found[prompt.__name__] = {**run(prompt), "seen": list(seen)}
+answer(found)
+"""
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return ask_inside(SPANS, tmp_path_factory.mktemp("spans"))
+
+
+def steps(found: dict[str, Any]) -> list[list[str]]:
+    return [entry[1:] for entry in found["told"]]
+
+
+def test_a_watcher_that_raises_costs_nothing_and_ends_are_told_in_reverse(spans: dict[str, Any]) -> None:
+    assert spans["plain"]["raised"] is None
+    assert spans["plain"]["all"] == [
+        ["first", "prompt starts", "p"],
+        ["second", "prompt starts", "p"],
+        ["first", "starts", "1"],
+        ["second", "starts", "1"],
+        ["second", "ends", "1", "NoneType"],
+        ["first", "ends", "1", "NoneType"],
+        ["second", "prompt ends", "p"],
+        ["first", "prompt ends", "p"],
+    ]
+
+
+def test_a_node_that_fails_or_is_stopped_has_ended_with_its_error(spans: dict[str, Any]) -> None:
+    for name, error in (("failing", "LookupError"), ("stopping", "KeyboardInterrupt")):
+        assert steps(spans[name]) == [["starts", "1"], ["ends", "1", error]]
+        assert spans[name]["raised"] == error
+        assert spans[name]["running"] is None
+
+
+def test_nodes_nest(spans: dict[str, Any]) -> None:
+    told = [["starts", "outer"], ["starts", "inner"], ["ends", "inner", "NoneType"], ["ends", "outer", "NoneType"]]
+    assert steps(spans["nesting"]) == told
+    assert spans["nesting"]["seen"] == ["outer"], "the outer node is the running one again"
+
+
+def test_an_async_node_ends_when_its_tasks_end(spans: dict[str, Any]) -> None:
+    assert steps(spans["waits"]) == [["starts", "async"], ["starts", "meanwhile"], ["ends", "async", "NoneType"]]
+    assert spans["waits"]["seen"] == ["async"]
+
+
+def test_an_async_node_has_failed_if_one_of_its_tasks_did(spans: dict[str, Any]) -> None:
+    assert steps(spans["one_of_two_fails"]) == [["starts", "async"], ["ends", "async", "LookupError"]]
+
+
+def test_an_async_node_ends_at_the_latest_with_its_prompt(spans: dict[str, Any]) -> None:
+    assert steps(spans["left_alone"]) == [["starts", "async"], ["ends", "async", "NoneType"]]
+    assert spans["left_alone"]["raised"] == "InterruptedError"
+    assert spans["left_alone"]["running"] is None
+
+
+def test_a_graph_that_a_node_runs_is_part_of_its_prompt(spans: dict[str, Any]) -> None:
+    assert [entry[2] for entry in spans["nested_prompt"]["all"] if "prompt" in entry[1]] == ["p"] * 4
+    assert [step[1] for step in steps(spans["nested_prompt"])] == ["runner", "inside", "inside", "runner"]
+    assert spans["nested_prompt"]["seen"] == ["prunner"]
+
+
+WORKER = """
+import threading
+from concurrent.futures import CancelledError
+import comfy.model_management as model_management
+from vram_headroom.nodes.controls import Control
+queue, pack = server.prompt_queue, Control.pack
+host, said, found = pack.host, [], {}
+worker_queue = host.worker
+
+def note(name):
+    def call():
+        said.append([name, threading.current_thread().name])
+        return name
+    return call
+
+def fails(): raise LookupError("no")
+def stops(): raise model_management.InterruptProcessingException
+def submits():
+    inner.append(worker_queue.submit(note("inner")))
+    said.append(["outer", threading.current_thread().name])
+inner = []
+
+# nobody works yet: what is submitted waits
+first, second = worker_queue.submit(note("first")), worker_queue.submit(note("second"))
+failing, cancelled = worker_queue.submit(fails), worker_queue.submit(note("cancelled"))
+cancelled.cancel()
+outer, stopping, last = worker_queue.submit(submits), worker_queue.submit(stops), worker_queue.submit(note("last"))
+found["before"] = list(said)
+idle = threading.Semaphore(0)
+idles = []
+def at_idle():
+    idles.append(queue.get_tasks_remaining())
+    idle.release()
+host.worker.at_idle(at_idle)
+thread = threading.Thread(target=worker.work, args=(queue, server), name="worker", daemon=True)
+thread.start()
+found["results"] = [first.result(20), second.result(20), type(failing.exception(20)).__name__, cancelled.cancelled(),
+                    outer.result(20), inner[0].result(20), type(stopping.exception(20)).__name__, last.result(20)]
+found["order"] = list(said)
+said.clear()
+found["alive"] = thread.is_alive()
+worker_queue.submit(note("while idle")).result(20)
+found["idle"] = list(said)
+assert queue.wait_until_idle(20)
+said.clear()
+
+# a prompt whose first node is held
+class Held:
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, "tests"
+    @classmethod
+    def INPUT_TYPES(cls): return {"required": {"number": ("INT", {})}}
+    def run(self, number):
+        said.append([f"node {number} starts", threading.current_thread().name])
+        if number == 1:
+            reached.set()
+            released.wait(20)
+        said.append([f"node {number} ends", threading.current_thread().name])
+        return ()
+nodes.NODE_CLASS_MAPPINGS["Held"] = Held
+reached, released = threading.Event(), threading.Event()
+def put(number, prompt_id, first):
+    prompt = {str(i): {"class_type": "Held", "inputs": {"number": i}} for i in (first, first + 1)}
+    queue.put((number, prompt_id, prompt, {}, list(prompt), {}))
+idles.clear()
+put(1, "a", 1)
+put(2, "b", 3)
+assert reached.wait(20)
+between = worker_queue.submit(note("between"))
+found["waits"] = not between.done()
+released.set()
+between.result(20)
+assert queue.wait_until_idle(20)
+found["boundary"] = [entry[0] for entry in said]
+found["idles"] = list(idles)
+
+# ComfyUI's own wait does not look at its flags first: one that is set while the worker is busy wakes nobody
+class AsComfyUI(type(queue)):
+    def get(self, timeout=None):
+        return worker_queue._around_get(self.wait, self, timeout=timeout)
+    def wait(self, queue, timeout=None):
+        with self.not_empty:
+            while not self.queue:
+                waits.set()
+                self.not_empty.wait(timeout=timeout)
+                if not self.queue:
+                    return None
+
+waits, came = threading.Event(), threading.Event()
+late = []
+def submits_late():
+    if not late:
+        late.append(worker_queue.submit(note("late")))
+        came.set()
+server.prompt_queue = AsComfyUI(server)
+worker_queue.at_idle(submits_late)
+threading.Thread(target=worker.work, args=(server.prompt_queue, server), name="worker", daemon=True).start()
+assert waits.wait(20)
+server.prompt_queue.set_flag("anything", True)
+assert came.wait(20)
+found["late"] = late[0].result(20)
+answer(found)
+"""
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return ask_inside(WORKER, tmp_path_factory.mktemp("worker"), served=True)
+
+
+def test_calls_run_in_order_on_the_worker_and_hand_back_what_came_of_them(worker: dict[str, Any]) -> None:
+    assert worker["before"] == []
+    said = ["first", "second", "LookupError", True, None, "inner", "InterruptProcessingException", "last"]
+    assert worker["results"] == said
+    assert worker["order"] == [[name, "worker"] for name in ("first", "second", "outer", "last", "inner")]
+
+
+def test_an_interrupt_between_prompts_does_not_end_comfyuis_worker(worker: dict[str, Any]) -> None:
+    assert worker["alive"] is True
+
+
+def test_a_call_made_while_nothing_runs_is_done_by_the_queues_own_flags(worker: dict[str, Any]) -> None:
+    assert worker["idle"] == [["while idle", "worker"]]
+
+
+def test_a_call_made_while_a_prompt_runs_waits_for_the_end_of_the_node(worker: dict[str, Any]) -> None:
+    assert worker["waits"] is True
+    assert worker["boundary"][:3] == ["node 1 starts", "node 1 ends", "between"]
+    assert worker["boundary"][3:] == [f"node {number} {what}" for number in (2, 3, 4) for what in ("starts", "ends")]
+
+
+def test_idle_is_told_only_when_nothing_waits(worker: dict[str, Any]) -> None:
+    assert worker["idles"] == [0], "once, and not between the two prompts"
+
+
+def test_a_call_made_while_the_worker_is_busy_between_prompts_is_not_slept_through(worker: dict[str, Any]) -> None:
+    assert worker["late"] == "late"
