@@ -48,10 +48,15 @@ class Lifecycle:
         self._pins_said = ""
         self._videos: dict[NodeSpan, tuple[str, int]] = {}
         """Running nodes that hold the caches of a video, with its pipeline and card."""
+        self._elastic_pins: tuple[int, tuple[Component, ...]] = (-1, ())
+        """With the offloader's revision that they were found at."""
+        self._phases: tuple[Plan | None, dict[str, Phase]] = (None, {})
+        """By node, with the plan that they are of."""
         self.peaks = peaks or PeakLedger(peak_counter(next(iter(pack.monitor.accelerators), None)), self._held)
         self._sampler = sampler or Sampler(self.peaks.sample)
         host = pack.host
         host.execution.watch(self)
+        host.execution.watch_nodes(self)
         host.placement.before_load(self._before_load)
         host.placement.keep_loaded(self._pinned)
         host.worker.at_idle(self._become_idle)
@@ -142,9 +147,10 @@ class Lifecycle:
         self._note_video(span)
 
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
-        self.peaks.end(span, failed=error is not None)
+        keys = self._pack.host.uses.of(span)
+        self.peaks.end(span, failed=error is not None, loaded=bool(keys))
         offloader, monitor = self._pack.offloader, self._pack.monitor
-        for key in self._pack.host.uses.of(span):
+        for key in keys:
             pipeline = offloader.pipeline_of(key)
             component = self._component(key)
             if pipeline is not None and component is not None:
@@ -185,11 +191,12 @@ class Lifecycle:
 
     def _keep_elastic_pins(self) -> None:
         """ComfyUI resets all watermarks after each node, so they are set again before the next, where the plan has room."""
-        pinned = [
-            component
-            for _, component in self._pack.offloader.components()
-            if component.handle.elastic and component.policy.pin_to_gpu
-        ]
+        revision = self._pack.offloader.revision
+        if self._elastic_pins[0] != revision:
+            found = (component for _, component in self._pack.offloader.components())
+            pins = (component for component in found if component.handle.elastic and component.policy.pin_to_gpu)
+            self._elastic_pins = revision, tuple(pins)
+        pinned = [component for component in self._elastic_pins[1] if component.handle.alive]
         if not pinned:
             return
         wanted = sum(component.handle.total_bytes() for component in pinned)
@@ -217,9 +224,10 @@ class Lifecycle:
         """The caches of a video count for its pipeline from the node that makes them until it has ended."""
         prompt = self._prompt
         plan = self._pack.plans.get(prompt.prompt_id) if prompt else None
-        phase = (
-            next((planned.phase for planned in plan.phases if planned.phase.node_id == span.shown_id), None) if plan else None
-        )
+        if plan is not self._phases[0]:
+            # the first of a node's phases
+            self._phases = plan, {planned.phase.node_id: planned.phase for planned in reversed(plan.phases if plan else ())}
+        phase = self._phases[1].get(span.shown_id) if self._phases[1] else None
         if phase is None or phase.kind not in ("sample", "vae_decode", "vae_encode"):
             return
         pipeline, index = self._pipeline_of(phase)

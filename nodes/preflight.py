@@ -19,7 +19,7 @@ from aiohttp import web
 from ..vram.plan.cache import Bounded, content_key
 from ..vram.plan.planner import say_shortage
 from ..vram.plan.types import Plan
-from .host.execution import NodeSpan, PromptSpan
+from .host.execution import PromptSpan
 from .host.server import Handler
 from .pack import PATIENCE_S, Pack
 
@@ -137,16 +137,12 @@ class Preflight:
     def prompt_started(self, span: PromptSpan) -> None:
         """Plan a prompt again as it starts: the card is seldom what it was when it was queued. Worker thread only."""
         before = self._pack.plans.get(span.prompt_id)
-        if before is None:
-            return  # it was not checked when it was queued, and nobody waits for its plan
+        if before is None or before.settled:
+            return  # it was not checked when it was queued and nobody waits for its plan, or there can be no other
         plan = self._pack.plan_now(span.prompt, span.outputs)
         self._pack.plans.put(span.prompt_id, plan)
         if plan.verdict == "does_not_fit" and before.runs:
             logger.warning("since it was queued less memory has become free. %s", plan.message)
-
-    def node_started(self, span: NodeSpan) -> None: ...
-
-    def node_ended(self, span: NodeSpan, error: BaseException | None) -> None: ...
 
     def prompt_ended(self, span: PromptSpan) -> None: ...
 

@@ -89,6 +89,8 @@ class Books:
         self._users: Counter[str] = Counter()
         self._moving: dict[str, threading.RLock] = {}
         self._models: dict[object, threading.RLock] = {}
+        self.revision = 0
+        """Another number after every change of what is registered and by which rule."""
         self._history: deque[ComponentOffloadRecord] = deque(maxlen=HISTORY)
 
     def enter(self, pipeline: str, component: Component, now: float) -> None:
@@ -102,9 +104,11 @@ class Books:
                 moving = self._moving.setdefault(pipeline, threading.RLock())
                 found = self._pipelines[pipeline] = Pipeline(pipeline, now, moving)
             found.components[component.handle.key] = component
+            self.revision += 1
 
     def remove(self, pipeline: str) -> bool:
         with self._lock:
+            self.revision += 1
             return self._pipelines.pop(pipeline, None) is not None
 
     def find(self, pipeline: str) -> Pipeline:
@@ -144,6 +148,7 @@ class Books:
             if component.handle.key not in pipeline.components:
                 return False
             pipeline.components[component.handle.key] = component
+            self.revision += 1
             return True
 
     def every_component(self) -> tuple[tuple[str, Component], ...]:
@@ -216,6 +221,7 @@ class Books:
             components = self._pipelines[name].components
             for key in [key for key, component in components.items() if not component.handle.alive]:
                 del components[key]
+                self.revision += 1
             if not components:
                 del self._pipelines[name]
 

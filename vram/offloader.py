@@ -126,6 +126,11 @@ class VRAMOffloader:
         """Every registered model that still exists, with the name of its pipeline."""
         return self._books.every_component()
 
+    @property
+    def revision(self) -> int:
+        """Another number after every change of what is registered and by which rule."""
+        return self._books.revision
+
     def pinned_keys(self, index: int | None = None) -> frozenset[object]:
         """Models that a policy keeps on their card, by their handle's key; `index`: of one card only."""
         return frozenset(

@@ -6,12 +6,16 @@ Nodes nest and overlap, and there is one peak counter: it is folded into every n
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple, Protocol
 
 PROMPTS_KEPT: Final = 16
 """Prompts whose peaks are remembered."""
+
+SHORT_S: Final = 0.02
+"""A look at the card costs up to 0.1 ms: of a node that is over sooner than this it would be more than 0.5 %."""
 
 NODES_KEPT: Final = 2048
 """Nodes of one prompt: what a loop runs again and again must not grow without end."""
@@ -48,8 +52,10 @@ class NodePeak(NamedTuple):
 class _Open:
     """A node that runs."""
 
-    def __init__(self, node_id: str, class_type: str) -> None:
-        self.node_id, self.class_type = node_id, class_type
+    __slots__ = ("allocated", "class_type", "lower_bound", "node_id", "sampled", "since")
+
+    def __init__(self, node_id: str, class_type: str, since: float) -> None:
+        self.node_id, self.class_type, self.since = node_id, class_type, since
         self.allocated: int | None = None
         self.lower_bound = False
         self.sampled: int | None = None
@@ -58,8 +64,15 @@ class _Open:
 class PeakLedger:
     """Peaks by node. `begin`, `end` and `fold` belong to the worker thread; `sample` to any."""
 
-    def __init__(self, counter: PeakCounter | None = None, sampled_now: Callable[[], int | None] = lambda: None) -> None:
-        """`counter`: of the card's allocator, None where it keeps none. `sampled_now`: bytes this process holds on the card."""
+    def __init__(
+        self,
+        counter: PeakCounter | None = None,
+        sampled_now: Callable[[], int | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`counter`: of the card's allocator, None where it keeps none. `sampled_now`: bytes this process holds on the card.
+        `clock` counts seconds."""
+        self._clock = clock
         self._counter = counter
         self._sampled_now = sampled_now
         self._open: dict[Hashable, _Open] = {}
@@ -85,15 +98,24 @@ class PeakLedger:
         """A node starts. What was allocated between two nodes counts for the second."""
         if self._open:
             self.fold()
-        self._open[span] = _Open(node_id, class_type)
+        self._open[span] = _Open(node_id, class_type, self._clock())
 
-    def end(self, span: Hashable, failed: bool = False) -> NodePeak | None:
-        """A node has ended; None for one that never began."""
-        if span not in self._open:
+    def end(self, span: Hashable, failed: bool = False, loaded: bool = True) -> NodePeak | None:
+        """A node has ended; None for one that never began, and for one that is too short to be looked at.
+
+        `loaded`: models came to the card for it. A node without any that is over within SHORT_S is not looked at; what it
+        allocated counts for the next one that is.
+        """
+        found = self._open.get(span)
+        if found is None:
             return None
-        self.fold()
-        self.sample()
-        found = self._open.pop(span)
+        if loaded or failed or self._clock() - found.since >= SHORT_S:
+            self.fold()
+            self.sample()
+        elif found.allocated is None and found.sampled is None:
+            del self._open[span]
+            return None
+        del self._open[span]
         peak = NodePeak(found.node_id, found.class_type, found.allocated, found.lower_bound, found.sampled, failed)
         kept = self._prompts.setdefault(self._prompt, [])
         if len(kept) < NODES_KEPT:

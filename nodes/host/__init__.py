@@ -54,6 +54,8 @@ def connect(folder: str) -> Host | None:
     if other is not None:
         logger.warning("VRAM Headroom is installed twice: %s is used, remove %s", other, folder)
         return None
+    # before whoever is told of prompts: as one starts, the results of the last are still there
+    node_cache = HostNodeCache(seams)
     execution = HostExecution(seams)
     worker = WorkerQueue(seams)
     placement = HostPlacement(seams)
@@ -74,6 +76,6 @@ def connect(folder: str) -> Host | None:
         worker=worker,
         placement=placement,
         uses=uses,
-        node_cache=HostNodeCache(seams),
+        node_cache=node_cache,
         seams=seams,
     )

@@ -15,6 +15,8 @@ from .seams import NODE_SPAN, PROMPT_SPAN, SeamTable
 
 logger = logging.getLogger("vram_headroom")
 
+UNFOLLOWED = "what ComfyUI executes could not be followed"
+
 
 class PromptSpan(NamedTuple):
     """A prompt as it is handed to the executor."""
@@ -40,14 +42,19 @@ class NodeSpan(NamedTuple):
         return self.node_id.split(".", 1)[0]
 
 
-class Watcher(Protocol):
+class PromptWatcher(Protocol):
     """Told on the worker thread: of starts in the order of their `watch`, of ends the other way round. What it raises is logged
     and costs no prompt."""
 
     def prompt_started(self, span: PromptSpan) -> None: ...
+    def prompt_ended(self, span: PromptSpan) -> None: ...
+
+
+class NodeWatcher(Protocol):
+    """As PromptWatcher, of nodes: whatever it does is paid for by every node of every prompt."""
+
     def node_started(self, span: NodeSpan) -> None: ...
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None: ...
-    def prompt_ended(self, span: PromptSpan) -> None: ...
 
 
 class HostExecution:
@@ -57,19 +64,26 @@ class HostExecution:
         self._running: Running | None = None
         self._open: dict[NodeSpan, None] = {}
         self._count = 0
-        self._watchers: list[Watcher] = []
+        self._watchers: list[PromptWatcher] = []
+        self._node_started: list[Callable[[NodeSpan], None]] = []
+        self._node_ended: list[Callable[[NodeSpan, BaseException | None], None]] = []
         self._boundaries: list[Callable[[], None]] = []
         seams.wrap(PROMPT_SPAN, execution.PromptExecutor, "execute", self._around_prompt)
-        seams.wrap(NODE_SPAN, execution, "get_output_data", self._around_node)
+        seams.replace(NODE_SPAN, execution, "get_output_data", self._watched_node)
 
     @property
     def running(self) -> Running | None:
         return self._running
 
-    def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` of everything from now on: of starts after those who came before it, of ends before them, so that what
-        they know of a node is there until it has ended for all who build on it."""
+    def watch(self, watcher: PromptWatcher) -> None:
+        """Tell `watcher` of every prompt from now on: of its start after those who came before it, of its end before them."""
         self._watchers.append(watcher)
+
+    def watch_nodes(self, watcher: NodeWatcher) -> None:
+        """Tell `watcher` of every node from now on: of its start after those who came before it, of its end before them, so
+        that what they know of the node is still there."""
+        self._node_started.append(watcher.node_started)
+        self._node_ended.insert(0, watcher.node_ended)
 
     def at_boundary(self, call: Callable[[], None]) -> None:
         """Call this on the worker thread whenever a node or a prompt has ended, after the watchers."""
@@ -103,35 +117,36 @@ class HostExecution:
                 _guarded(watcher.prompt_ended, span)
             self._at_boundary()
 
-    async def _around_node(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # get_output_data(prompt_id, unique_id, obj, ...)
-        node_id = str(kwargs.get("unique_id", args[1] if len(args) > 1 else ""))
-        node = kwargs.get("obj", args[2] if len(args) > 2 else None)
-        span = self._start(node_id, type(node).__name__)
-        tasks: list[asyncio.Task[Any]] = []
-        failure: BaseException | None = None
-        try:
-            result = await original(*args, **kwargs)
+    def _watched_node(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        async def get_output_data(*args: Any, **kwargs: Any) -> Any:
+            # get_output_data(prompt_id, unique_id, obj, ...)
+            node_id = str(args[1] if len(args) > 1 else kwargs.get("unique_id", ""))
+            node = args[2] if len(args) > 2 else kwargs.get("obj")
+            span = self._start(node_id, type(node).__name__)
+            try:
+                result = await original(*args, **kwargs)
+            except BaseException as error:
+                self._end(span, error)
+                raise
             tasks = _pending(result)
-            return result
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
             if tasks:
                 self._end_with(span, tasks)
             else:
-                self._end(span, failure)
-            # a traceback that is kept keeps the node's tensors
-            failure = None
+                self._end(span, None)
+            return result
+
+        return get_output_data
 
     def _start(self, node_id: str, class_type: str) -> NodeSpan:
         self._count += 1
         span = NodeSpan(node_id, class_type, self._count)
         self._open[span] = None
         self._show_newest()
-        for watcher in self._watchers:
-            _guarded(watcher.node_started, span)
+        for call in self._node_started:
+            try:
+                call(span)
+            except Exception:
+                logger.exception(UNFOLLOWED)
         return span
 
     def _end_with(self, span: NodeSpan, tasks: list[asyncio.Task[Any]]) -> None:
@@ -151,18 +166,24 @@ class HostExecution:
             return
         del self._open[span]
         self._show_newest()
-        for watcher in reversed(self._watchers):
-            _guarded(watcher.node_ended, span, error)
+        for call in self._node_ended:
+            try:
+                call(span, error)
+            except Exception:
+                logger.exception(UNFOLLOWED)
         self._at_boundary()
 
     def _show_newest(self) -> None:
         if self._running is not None:
-            newest = next(reversed(self._open), None)
-            self._running = self._running._replace(node_id=newest.node_id if newest else None)
+            newest = next(reversed(self._open)).node_id if self._open else None
+            self._running = Running(self._running.prompt_id, newest)
 
     def _at_boundary(self) -> None:
         for call in self._boundaries:
-            _guarded(call)
+            try:
+                call()
+            except Exception:
+                logger.exception(UNFOLLOWED)
 
 
 def _pending(result: object) -> list[asyncio.Task[Any]]:
@@ -183,4 +204,4 @@ def _guarded(call: Callable[..., None], *arguments: Any) -> None:
     try:
         call(*arguments)
     except Exception:
-        logger.exception("what ComfyUI executes could not be followed")
+        logger.exception(UNFOLLOWED)

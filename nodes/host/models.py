@@ -28,6 +28,8 @@ from .uses import HostUses
 logger = logging.getLogger("vram_headroom")
 
 
+CPU = torch.device("cpu")
+
 LOADS_IN_ANY_ORDER = (0, 8, 999)
 """The last ComfyUI known to load the models of one call in the order of a Python set; 0.33 keeps the order asked for."""
 
@@ -84,12 +86,14 @@ class HostModels:
 
     def publish(self) -> None:
         """Take the values of dynamic models. Worker thread only."""
+        elastic = [(entry, patcher) for entry, patcher in self._entries() if is_dynamic(patcher)]
+        if not elastic:
+            self._published = ()
+            return
         running = self._running() is not None
         now = self._clock()
         self._published = tuple(
-            self._read(entry, patcher, running, None)._replace(taken_at=now)
-            for entry, patcher in self._entries()
-            if is_dynamic(patcher)
+            self._read(entry, patcher, running, None)._replace(taken_at=now) for entry, patcher in elastic
         )
 
     def held(self, pinned: Collection[object] = ()) -> tuple[HeldModel, ...]:
@@ -158,7 +162,7 @@ class HostModels:
             return
         for entry in list(model_management.current_loaded_models):
             patcher = entry.model
-            if patcher is not None and patcher.load_device != torch.device("cpu"):
+            if patcher is not None and patcher.load_device != CPU:
                 yield entry, patcher
 
     def _read(self, entry: Any, patcher: Any, running: bool, published: Mapping[int, OnCard] | None) -> OnCard:

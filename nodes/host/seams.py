@@ -92,22 +92,26 @@ class SeamTable:
 
         Coroutine functions stay coroutine functions. Installing twice leaves one wrapper.
         """
+
+        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                return await around(original, *args, **kwargs)
+
+            def called(*args: Any, **kwargs: Any) -> Any:
+                return around(original, *args, **kwargs)
+
+            return awaited if inspect.iscoroutinefunction(original) else called
+
+        return self.replace(seam, owner, name, make)
+
+    def replace(self, seam: Seam, owner: object, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
+        """As `wrap`, with the wrapper that `make` returns for what is there: one call less where nodes pay for each."""
         original = getattr(owner, name, None)
         if not self.note(seam, live=callable(original)) or original is None:
             return False
         if getattr(original, MARK, None) == seam.name:
             return True
-
-        @functools.wraps(original)
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return await around(original, *args, **kwargs)
-
-        @functools.wraps(original)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
-
-        wrapper = awaited if inspect.iscoroutinefunction(original) else called
-
+        wrapper = functools.wraps(original)(make(original))
         setattr(wrapper, MARK, seam.name)
         setattr(owner, name, wrapper)
         return True

@@ -19,6 +19,7 @@ class HostUses:
         self._open: list[NodeSpan] = []
         self._uses: dict[NodeSpan, tuple[int, ...]] = {}
         execution.watch(self)
+        execution.watch_nodes(self)
         placement.before_load(self._note)
 
     @property
@@ -50,8 +51,12 @@ class HostUses:
         self._open.append(span)
 
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
-        self._open = [other for other in self._open if other is not span]
-        self._uses = {other: keys for other, keys in self._uses.items() if other is not span}
+        if self._open and self._open[-1] is span:
+            self._open.pop()
+        else:
+            self._open = [other for other in self._open if other is not span]
+        if span in self._uses:
+            self._uses = {other: keys for other, keys in self._uses.items() if other is not span}
 
     def prompt_ended(self, span: PromptSpan) -> None:
         self.prompt_started(span)

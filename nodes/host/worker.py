@@ -58,7 +58,7 @@ class WorkerQueue:
 
     def drain(self) -> None:
         """Do what waits. Worker thread only; what a call submits itself is done as well."""
-        if self._draining:
+        if self._draining or self._waiting.empty():
             return
         self._draining = True
         try:

@@ -106,7 +106,8 @@ def build_chain(
     assumptions = tuple(dict.fromkeys((*finder.assumptions, *graph.assumed)))
     unknown = tuple(dict.fromkeys(finder.unknown))
     idle = bool(cached) and bool(graph.targets) and not order
-    return Chain(tuple(phases), finder.models, assumptions, unknown, tuple(dict.fromkeys(missing)), idle, tuple(ruled))
+    absent = tuple(dict.fromkeys(missing))
+    return Chain(tuple(phases), finder.models, assumptions, unknown, absent, idle, tuple(ruled), whole=not cached)
 
 
 GENERATORS: Final = ("MODEL", "WANVIDEOMODEL")

@@ -79,6 +79,7 @@ def make_plan(
         new_bytes=max((_new_bytes(phase, need, loaded) for phase, need in zip(chain.phases, needs, strict=True)), default=0),
         reserve=rules.reserve_bytes if rules.patchers == "legacy" else rules.headroom_bytes,
         other_programs=max(0, card.total - card.free - sum(model.bytes_on_card for model in held)),
+        settled=chain.whole and not (chain.phases or chain.models or chain.unknown or chain.missing),
         ram=None if memory is None else _ram(chain, phases, states, loaded, memory, rules),
     )
 

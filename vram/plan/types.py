@@ -215,6 +215,8 @@ class Chain:
     """The host has the results of every output node."""
     ruled: tuple[tuple[tuple[str, str, str], str], ...] = ()
     """Models (by ModelRef.key) that pass through a policy node, with its id; a later node overrules an earlier one."""
+    whole: bool = True
+    """No node was left out because the host has its result."""
 
 
 class MissingFileError(LookupError):
@@ -309,6 +311,8 @@ class Plan:
     """Bytes that the host leaves free beside what a forward needs, for others and its own surprises."""
     other_programs: int = 0
     """Bytes of the card that neither the host's models nor anybody has: the desktop, a browser, the driver's own."""
+    settled: bool = False
+    """Nothing of the graph computes with a model, whatever the card and the host's results are: there can be no other plan."""
 
     @property
     def bus_bytes(self) -> int:

@@ -1,0 +1,86 @@
+"""What the pack costs a prompt: the same prompt of trivial nodes in two hosts, with the pack and without, turn by turn.
+
+The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the prompt run just
+before or after it in the other host, and of those differences the median counts.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from host.lab import Prompt, node
+
+STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
+NODES: Final = 200
+ROW: Final = 20
+"""Nodes of the longest way through the graph; a graph for two experts has about as many."""
+
+Clock = Literal["wall", "worker", "process"]
+"""Time that passed; time that the worker thread spent on a core; time that all threads of the process spent there."""
+
+Ask = Callable[[str, Any], Any]
+"""GET a path of a host, or POST a body to it; returns the parsed answer."""
+
+
+def trivial_prompt(start: int, nodes: int = NODES) -> Prompt:
+    """Rows of nodes that add one. Another `start`, and nothing of it is cached: at least `nodes` apart for that."""
+    prompt: Prompt = {}
+    for number in range(nodes):
+        first, last = number % ROW == 0, number % ROW == ROW - 1 or number == nodes - 1
+        value = start + number if first else [str(number - 1), 0]
+        prompt[str(number)] = node("StopwatchEnd" if last else "StopwatchStep", value=value)
+    return prompt
+
+
+class Difference(NamedTuple):
+    """Of pairs of prompts, in seconds and in shares of a prompt without the pack."""
+
+    without: float
+    """Median of the prompts without the pack, s."""
+    added: float
+    """Median of the differences, s."""
+    low: float
+    high: float
+    """Between these the median of the differences lies with 95 % confidence, s (bootstrap)."""
+
+    @property
+    def share(self) -> float:
+        return self.added / self.without
+
+
+def difference(pairs: Sequence[tuple[float, float]], resamples: int = 2000) -> Difference:
+    """Of pairs (with the pack, without it)."""
+    differences = [ours - theirs for ours, theirs in pairs]
+    dice = random.Random(7)
+    medians = sorted(statistics.median(dice.choices(differences, k=len(differences))) for _ in range(resamples))
+    return Difference(
+        without=statistics.median(theirs for _, theirs in pairs),
+        added=statistics.median(differences),
+        low=medians[resamples * 25 // 1000],
+        high=medians[resamples * 975 // 1000],
+    )
+
+
+def run_once(ask: Ask, prompt: Prompt) -> dict[Clock, float]:
+    """Seconds that one prompt took, by each clock."""
+    queued = ask("/prompt", {"prompt": prompt, "client_id": "overhead"})
+    return ask(f"/stopwatch/{queued['prompt_id']}", None)
+
+
+def run_pairs(
+    ours: Ask, theirs: Ask, pairs: int, warm_up: int = 5, nodes: int = NODES
+) -> dict[Clock, list[tuple[float, float]]]:
+    """Seconds (with the pack, without it) of each pair, by each clock. Who goes first changes from pair to pair."""
+    found: dict[Clock, list[tuple[float, float]]] = {"wall": [], "worker": [], "process": []}
+    for pair in range(-warm_up, pairs):
+        prompt = trivial_prompt((pair + warm_up) * nodes * 2, nodes)
+        if pair % 2:
+            one, other = run_once(ours, prompt), run_once(theirs, prompt)
+        else:
+            other, one = run_once(theirs, prompt), run_once(ours, prompt)
+        if pair >= 0:
+            for clock, values in found.items():
+                values.append((one[clock], other[clock]))
+    return found
