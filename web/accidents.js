@@ -21,6 +21,7 @@ const OUT_OF_MEMORY = /OutOfMemoryError|out of memory|Allocation on device/i;
 export class Accidents {
   /** @type {Map<string, Posted>} */
   #posted = new Map();
+  #lastBatch = 0;
 
   /** @param {Posted} posted */
   note(posted) {
@@ -30,7 +31,7 @@ export class Accidents {
 
   /**
    * @param {unknown} detail of ComfyUI's event execution_error
-   * @returns {Accident | null} null for another error, and for a prompt that this page did not post
+   * @returns {Accident | null} null for another error, for a prompt that this page did not post, and for more of one press of Run
    */
   from(detail) {
     if (!isObject(detail)) return null;
@@ -38,6 +39,8 @@ export class Accidents {
     const message = text(detail.exception_message, "").trim();
     if (!posted || !OUT_OF_MEMORY.test(`${text(detail.exception_type, "")} ${message}`)) return null;
     this.#posted.delete(posted.id);
+    if (posted.batch === this.#lastBatch) return null;
+    this.#lastBatch = posted.batch;
     return { posted, node: `${text(detail.node_type, "A node")} (node ${text(detail.node_id, "?")})`, message };
   }
 }

@@ -18,6 +18,9 @@ import { canonical } from "./content.js";
 /** The canvas is not what the fix was made for. The message is for a person. */
 export class CannotChange extends Error {}
 
+/** New front ends write a state once more 50 ms after it was captured (ChangeTracker.squashState): until then it is not closed. */
+const SETTLED_MS = 150;
+
 /** Ids of a subgraph's own input and output node. */
 const SUBGRAPH_INPUT = "-10";
 const SUBGRAPH_OUTPUT = "-20";
@@ -33,7 +36,7 @@ export async function apply(app, prompt, changes) {
   if (differs(prompt, (await app.graphToPrompt()).output, new Set())) {
     throw new CannotChange("The graph on the canvas is not the one that was checked.");
   }
-  const step = beginStep(app);
+  const step = await beginStep(app);
   /** @type {Undo[]} */
   const undos = [];
   try {
@@ -56,15 +59,16 @@ export async function apply(app, prompt, changes) {
 /**
  * Everything until the end of the step is undone at once.
  * @param {ComfyApp} app
- * @returns {() => void} ends the step
+ * @returns {Promise<() => void>} ends the step
  */
-function beginStep(app) {
+async function beginStep(app) {
   const workflows = app.extensionManager.workflow;
   const tracker = workflows?.activeWorkflow?.changeTracker;
   if (!tracker) return () => {};
   // what was done before is a step of its own
   tracker.beforeChange();
   tracker.afterChange();
+  await new Promise((resolve) => setTimeout(resolve, SETTLED_MS));
   tracker.beforeChange();
   let open = true;
   return () => {
@@ -78,11 +82,13 @@ function beginStep(app) {
 
 /** @param {ComfyApp} app @param {SetInput} change @param {Undo[]} undos */
 function setInput(app, { node, input, value }, undos) {
-  const at = widgetBehind(chainTo(app, node), input);
-  if (!at) throw new CannotChange(`${input} of node ${node} is no widget on the canvas.`);
-  const before = at.widget.value;
-  undos.push(() => setWidget(app, at, before));
-  setWidget(app, at, value);
+  const places = widgetsBehind(chainTo(app, node), input);
+  if (places.length === 0) throw new CannotChange(`${input} of node ${node} is no widget on the canvas.`);
+  for (const at of places) {
+    const before = at.widget.value;
+    undos.push(() => setWidget(app, at, before));
+    setWidget(app, at, value);
+  }
   app.canvas.setDirty(true, true);
 }
 
@@ -124,28 +130,35 @@ function nodeIn(graph, id) {
  * Where the value of an input is written: at the node, at a primitive that is linked to it, or outside of the subgraph it is in.
  * @param {GraphNode[]} chain
  * @param {string} name
- * @returns {{ node: GraphNode, widget: GraphWidget } | null}
+ * @returns {{ node: GraphNode, widget: GraphWidget }[]} empty where it is written nowhere
  */
-function widgetBehind(chain, name) {
+function widgetsBehind(chain, name) {
   const node = /** @type {GraphNode} */ (chain.at(-1));
   const slot = (node.inputs ?? []).findIndex((input) => (input.widget?.name ?? input.name) === name);
-  const link = slot < 0 ? null : node.getInputLink(slot);
-  if (!link) {
-    const widget = node.widgets?.find((w) => w.name === name);
-    return widget ? { node, widget } : null;
-  }
+  const link = linksOf(node).find((l) => String(l.target_id) === String(node.id) && l.target_slot === slot);
+  const own = node.widgets?.find((w) => w.name === name);
+  if (!link) return own ? [{ node, widget: own }] : [];
   if (String(link.origin_id) === SUBGRAPH_INPUT) {
     const outer = chain.at(-2);
     const promoted = outer?.inputs?.[link.origin_slot];
-    return promoted ? widgetBehind(chain.slice(0, -1), promoted.widget?.name ?? promoted.name) : null;
+    if (!outer || !promoted) return [];
+    const found = widgetsBehind(chain.slice(0, -1), promoted.widget?.name ?? promoted.name);
+    if (found.length || !promoted._widget) return found;
+    // 1.35 queues the value of a widget that it does not show, and shows the inner one in its place
+    return [{ node: outer, widget: promoted._widget }, ...(own ? [{ node, widget: own }] : [])];
   }
   const origin = nodeIn(node.graph, link.origin_id);
   // a node that only the canvas knows: a primitive, or a reroute of old
-  if (!origin?.isVirtualNode) return null;
+  if (!origin?.isVirtualNode) return [];
   const passes = origin.inputs?.[0];
-  if (passes) return widgetBehind([...chain.slice(0, -1), origin], passes.name);
+  if (passes) return widgetsBehind([...chain.slice(0, -1), origin], passes.name);
   const widget = origin.widgets?.[0];
-  return widget ? { node: origin, widget } : null;
+  return widget ? [{ node: origin, widget }] : [];
+}
+
+/** Read from the graph: a slot's own link is deprecated in new front ends, and a subgraph's node answers for its outputs instead. @param {GraphNode} node */
+function linksOf(node) {
+  return [...node.graph.links.values()];
 }
 
 /** @param {ComfyApp} app @param {ReplaceNode} change @param {Undo[]} undos */
@@ -173,7 +186,7 @@ function replaceNode(app, { node: id, classType, inputs }, undos) {
  */
 function swap(old, fresh) {
   const graph = old.graph;
-  const links = [...graph.links.values()];
+  const links = linksOf(old);
   const incoming = links.filter((link) => String(link.target_id) === String(old.id));
   const outgoing = links.filter((link) => String(link.origin_id) === String(old.id));
   const wires = [

@@ -18,7 +18,7 @@ import { untilAborted } from "./status_client.js";
  * @typedef {{ severity: "info" | "warn", summary: string, detail: string }} Toast
  * @typedef {(...args: any[]) => any} Queue
  * @typedef {{ queuePrompt: Queue }} Queueing
- * @typedef {{ id: string, output: any, answer: Answer | null, auto: boolean }} Posted
+ * @typedef {{ id: string, output: any, answer: Answer | null, auto: boolean, batch: number }} Posted `batch`: the same for all that one press of Run queued
  *
  * @typedef {object} Parts what the pre-flight check needs from the page
  * @property {Queueing} api
@@ -39,10 +39,15 @@ import { untilAborted } from "./status_client.js";
 export const PATIENCE_MS = 1500;
 
 /** A prompt that does not fit waits for its person anyway, so fixes may take longer to find. */
-export const FIXES_PATIENCE_MS = 5000;
+export const FIXES_PATIENCE_MS = 6000;
+
+/** The server gives up on a search for fixes sooner, goes on with it, and has the answer when it is asked again. */
+const BUSY = 503;
 
 /** One press of Run with everything that is queued before it is through: its answers are shared. */
 class Batch {
+  static #count = 0;
+  number = (Batch.#count += 1);
   open = 0;
   auto = false;
   /** @type {Map<string, Promise<Ruling>>} by content */
@@ -175,7 +180,10 @@ export class Preflight {
     if (ruling.outcome === "insist") await this.#allow(queued.output);
     const result = await raw(number, queued, ...rest);
     const id = result?.prompt_id;
-    if (typeof id === "string" && queued?.output) this.#parts.onPosted({ id, output: queued.output, answer: ruling.answer ?? null, auto: batch.auto });
+    if (typeof id === "string" && queued?.output) {
+      const { auto, number: press } = batch;
+      this.#parts.onPosted({ id, output: queued.output, answer: ruling.answer ?? null, auto, batch: press });
+    }
     return result;
   }
 
@@ -258,12 +266,13 @@ export class Preflight {
   /** @param {unknown} output @param {unknown} targets @param {boolean} fixes @returns {Promise<Answer>} */
   #ask(output, targets, fixes) {
     const body = JSON.stringify({ prompt: output, ...(targets ? { partial_execution_targets: targets } : {}), fixes });
-    return withPatience(fixes ? FIXES_PATIENCE_MS : PATIENCE_MS, (signal) => this.#read(body, signal));
-  }
-
-  /** @param {string} body @param {AbortSignal} signal */
-  async #read(body, signal) {
-    return readAnswer(await jsonOf(await this.#parts.check(body, signal)));
+    return withPatience(fixes ? FIXES_PATIENCE_MS : PATIENCE_MS, async (signal) => {
+      for (;;) {
+        const response = await this.#parts.check(body, signal);
+        if (!fixes || response.status !== BUSY || signal.aborted) return readAnswer(await jsonOf(response));
+        await new Promise((resolve) => setTimeout(resolve, 250));
+      }
+    });
   }
 
   /** @param {Batch} batch @param {Answer} answer @param {unknown} output @param {string} graph @param {boolean} refused @returns {Promise<Ruling>} */

@@ -7,7 +7,7 @@ import { Accidents, toldOf } from "../../web/accidents.js";
 import { readAnswer } from "../../web/answers.js";
 import { answerJson } from "./samples.mjs";
 
-const posted = (id = "p", verdict = "fits") => ({ id, output: {}, answer: readAnswer(answerJson(verdict)), auto: false });
+const posted = (id = "p", verdict = "fits") => ({ id, output: {}, answer: readAnswer(answerJson(verdict)), auto: false, batch: 1 });
 const failed = (changes = {}) => ({
   prompt_id: "p",
   node_id: "128:81",
@@ -38,6 +38,13 @@ test("another error, another page's prompt, the same error twice and nonsense ar
   }
   assert.ok(accidents.from(failed()));
   assert.equal(accidents.from(failed()), null);
+});
+
+test("of one press of Run only the first is told of", () => {
+  const accidents = new Accidents();
+  for (const id of ["a", "b"]) accidents.note(posted(id));
+  accidents.note({ ...posted("c"), batch: 2 });
+  assert.deepEqual(["a", "b", "c"].map((prompt_id) => accidents.from(failed({ prompt_id })) !== null), [true, false, true]);
 });
 
 test("a thousand prompts are not kept", () => {

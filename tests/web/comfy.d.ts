@@ -81,6 +81,7 @@ interface GraphWidget {
 interface GraphSlot {
   name: string;
   widget?: { name: string };
+  _widget?: GraphWidget;
 }
 
 interface SubgraphSlot {
@@ -97,7 +98,6 @@ interface GraphNode {
   inputs?: GraphSlot[];
   outputs?: GraphSlot[];
   widgets?: GraphWidget[];
-  getInputLink(slot: number): GraphLink | null;
   connect(slot: number, target: GraphNode, targetSlot: number): unknown;
   onWidgetChanged?: (name: string, value: unknown, before: unknown, widget: GraphWidget) => void;
 }

@@ -370,7 +370,7 @@ test("what does not fit is asked about with its fixes, which are looked for only
 });
 
 test("fixes that can't be had do not hold up the question", async () => {
-  const { app, seen } = page({ answer: (body) => (body.fixes ? response("slow", 503) : response({ verdict: "does_not_fit", message: "Short by 6 GB." })) });
+  const { app, seen } = page({ answer: (body) => (body.fixes ? response("boom", 500) : response({ verdict: "does_not_fit", message: "Short by 6 GB." })) });
   await app.queuePrompt(0);
   assert.deepEqual(seen.questions.map((/** @type {any} */ q) => [q.message, q.fixes.length]), [["Short by 6 GB.", 0]]);
 });
@@ -435,4 +435,11 @@ test("who posted what is told, so that an accident later can be explained", asyn
   const { app, seen } = page({ answer: saying("fits") });
   await app.queuePrompt(0, 2);
   assert.deepEqual(seen.posted.map((/** @type {any} */ p) => [p.id, p.answer.verdict, p.auto]), [["1", "fits", false], ["2", "fits", false]]);
+});
+
+test("a search for fixes that takes the server longer than it waits is asked for again", async () => {
+  let busy = 2;
+  const { app, seen } = page({ answer: (body) => (body.fixes && busy-- > 0 ? response("slow", 503) : response(answerJson("does_not_fit"))) });
+  await app.queuePrompt(0);
+  assert.deepEqual([seen.fixes.length, seen.questions[0].fixes.length], [3, 3]);
 });

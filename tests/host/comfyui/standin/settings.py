@@ -16,6 +16,8 @@ class Settings:
     step_seconds: float = 0.0
     template: str | None = "video_wan2_2_14B_t2v"
     """The official workflow that is on the canvas when a browser comes without one of its own."""
+    frontend: Path | None = None
+    """A folder with another comfyui_frontend_package than the installed one."""
 
 
 _current: Settings | None = None
