@@ -5,7 +5,9 @@ from typing import Any
 GIB = 1 << 30
 
 
-def phase(title: str, needed: float, available: float, weights: float = 0.0, kind: str = "other", **shape: Any) -> dict[str, Any]:
+def phase(
+    title: str, needed: float, available: float, weights: float = 0.0, kind: str = "other", **shape: Any
+) -> dict[str, Any]:
     """One phase; sizes in GiB."""
     expected = int(needed * GIB)
     return {

@@ -1,11 +1,12 @@
 """A person at the canvas: one page of ComfyUI's front end, with our bar and our question on it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from host.record.record_prompts import SHOWN
-from playwright.sync_api import Browser, Locator, Page, Response, expect
+from playwright.sync_api import Browser, Locator, Page, Response, ViewportSize, expect
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 BAR = "#vram-headroom-bar"
@@ -47,16 +48,37 @@ WIDGETS = """() => {
 """Every node's class and every widget's value, in subgraphs too; previews, whose names begin with $$, left out."""
 
 
+CLEAN = """async () => {
+    document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close("cancel"));
+    localStorage.removeItem("VRAMHeadroom.DoNotAsk");
+    const { setting, toast } = window.comfyAPI.app.app.extensionManager;
+    for (const [id, value] of Object.entries(%s)) if (setting.get(id) !== value) await setting.set(id, value);
+    (toast.dismissAll ?? toast.removeAllGroups)?.call(toast);
+}""" % json.dumps(  # noqa: UP031 - braces are JavaScript's
+    {
+        "VRAMHeadroom.ShowBar": True,
+        "VRAMHeadroom.BarShows": "pressure",
+        "VRAMHeadroom.BarCard": "fullest",
+        "VRAMHeadroom.WarnAtPercent": 90,
+        "VRAMHeadroom.PollSeconds": 3,
+        "VRAMHeadroom.AskBeforeQueueing": "warn",
+        "Comfy.UseNewMenu": "Top",
+        "Comfy.ColorPalette": "dark",
+    }
+)
+
+SIZE: ViewportSize = {"width": 1400, "height": 860}
+
+
 class Session:
     """One page on one host or real ComfyUI, and how many prompts it posted."""
 
-    def __init__(
-        self, url: str, browser: Browser, wait_for_graph: str = SHOWN, template: str = "", width: int = 1400, height: int = 860
-    ) -> None:
+    def __init__(self, url: str, browser: Browser, wait_for_graph: str = SHOWN, template: str = "") -> None:
         """`template`: the official workflow to open, where the host opens none by itself."""
-        self.page: Page = browser.new_page(viewport={"width": width, "height": height})
+        self.page: Page = browser.new_page(viewport=SIZE)
         self.posted = 0
         self.checks = 0
+        self._fresh: dict[str, dict[str, Any]] = {}
         self.page.on("response", self._note)
         self.page.goto(url)
         self.page.wait_for_function(READY if template else wait_for_graph)
@@ -68,6 +90,19 @@ class Session:
         """Put an official workflow on the canvas."""
         self.page.evaluate(OPEN, template)
         self.page.wait_for_function(SHOWN)
+        self._fresh[template] = _without_seeds(self.widgets())
+
+    def begin(self, template: str) -> None:
+        """A new test on this page; a graph that is still as it came is not opened again."""
+        self.posted = self.checks = 0
+        if _without_seeds(self.widgets()) != self._fresh.get(template):
+            self.open(template)
+
+    def end(self) -> None:
+        """Takes back what a test may have left on this page."""
+        self.page.unroute_all(behavior="ignoreErrors")
+        self.page.evaluate(CLEAN)
+        self.page.set_viewport_size(SIZE)
 
     def _note(self, response: Response) -> None:
         if response.request.method != "POST":
@@ -124,3 +159,7 @@ class Session:
             click()
         assert posted.value.status == 200, posted.value.text()
         return posted.value.json()["prompt_id"]
+
+
+def _without_seeds(widgets: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in widgets.items() if "seed" not in name}

@@ -21,12 +21,17 @@ const OUT_OF_MEMORY = /OutOfMemoryError|out of memory|Allocation on device/i;
 export class Accidents {
   /** @type {Map<string, Posted>} */
   #posted = new Map();
+  /** @type {Map<string, { node: string, message: string }>} errors of prompts that are not known yet */
+  #early = new Map();
   #lastBatch = 0;
 
-  /** @param {Posted} posted */
+  /**
+   * @param {Posted} posted
+   * @returns {Accident | null} what has become of it already: its error may come before the answer to its post
+   */
   note(posted) {
-    this.#posted.set(posted.id, posted);
-    for (const id of [...this.#posted.keys()].slice(0, -MOST)) this.#posted.delete(id);
+    keep(this.#posted, posted.id, posted);
+    return this.#match(posted.id);
   }
 
   /**
@@ -35,14 +40,35 @@ export class Accidents {
    */
   from(detail) {
     if (!isObject(detail)) return null;
-    const posted = this.#posted.get(text(detail.prompt_id, ""));
+    const id = text(detail.prompt_id, "");
     const message = text(detail.exception_message, "").trim();
-    if (!posted || !OUT_OF_MEMORY.test(`${text(detail.exception_type, "")} ${message}`)) return null;
-    this.#posted.delete(posted.id);
+    if (!OUT_OF_MEMORY.test(`${text(detail.exception_type, "")} ${message}`)) return null;
+    keep(this.#early, id, { node: `${text(detail.node_type, "A node")} (node ${text(detail.node_id, "?")})`, message });
+    return this.#match(id);
+  }
+
+  /** @param {string} id @returns {Accident | null} */
+  #match(id) {
+    const posted = this.#posted.get(id);
+    const error = this.#early.get(id);
+    if (!posted || !error) return null;
+    this.#posted.delete(id);
+    this.#early.delete(id);
     if (posted.batch === this.#lastBatch) return null;
     this.#lastBatch = posted.batch;
-    return { posted, node: `${text(detail.node_type, "A node")} (node ${text(detail.node_id, "?")})`, message };
+    return { posted, ...error };
   }
+}
+
+/**
+ * @template T
+ * @param {Map<string, T>} map
+ * @param {string} id
+ * @param {T} value
+ */
+function keep(map, id, value) {
+  map.set(id, value);
+  for (const old of [...map.keys()].slice(0, -MOST)) map.delete(old);
 }
 
 /**

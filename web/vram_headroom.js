@@ -14,6 +14,7 @@ import { StatusClient } from "./status_client.js";
 import { deviceWords, size, wholePercent } from "./text.js";
 
 /**
+ * @import { Accident } from "./accidents.js"
  * @import { Choices } from "./settings.js"
  * @import { Device } from "./status.js"
  */
@@ -44,7 +45,7 @@ const preflight = new Preflight({
   autoQueueIsOn: comfy.autoQueueIsOn,
   cancelled: comfy.cancelled,
   remembered,
-  onPosted: (posted) => accidents.note(posted),
+  onPosted: (posted) => void ranOut(accidents.note(posted)),
   onChecked: (note) => {
     lastCheck = note;
     bar?.showCheck(note);
@@ -92,9 +93,8 @@ function settingChanged(changedId, value) {
   if (isSetUp) follow(choices((id) => (id === changedId ? value : comfy.setting(id))));
 }
 
-/** @param {unknown} detail of execution_error */
-async function ranOut(detail) {
-  const accident = accidents.from(detail);
+/** @param {Accident | null} accident */
+async function ranOut(accident) {
   if (!accident || choices(comfy.setting).ask === "off") return;
   if (accident.posted.auto) {
     comfy.toast({ severity: "warn", summary: `${accident.node} ran out of memory`, detail: accident.posted.answer?.message ?? accident.message });
@@ -143,7 +143,7 @@ comfy.registerExtension({
   init() {
     comfy.onEvents(MEMORY_EVENTS, () => client.refresh());
     comfy.onEvents(["reconnecting"], () => client.connectionLost());
-    comfy.onExecutionError((detail) => void ranOut(detail));
+    comfy.onExecutionError((detail) => void ranOut(accidents.from(detail)));
     document.addEventListener("visibilitychange", () => client.setHidden(document.hidden));
   },
   setup() {

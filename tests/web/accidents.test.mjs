@@ -47,6 +47,13 @@ test("of one press of Run only the first is told of", () => {
   assert.deepEqual(["a", "b", "c"].map((prompt_id) => accidents.from(failed({ prompt_id })) !== null), [true, false, true]);
 });
 
+test("an error that comes before the answer to its post is told of when that is there", () => {
+  const accidents = new Accidents();
+  assert.equal(accidents.from(failed()), null);
+  assert.equal(accidents.note(posted("q")), null);
+  assert.equal(accidents.note(posted())?.node, "KSamplerAdvanced (node 128:81)");
+});
+
 test("a thousand prompts are not kept", () => {
   const accidents = new Accidents();
   for (let i = 0; i < 1000; i++) accidents.note(posted(String(i)));
