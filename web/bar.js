@@ -84,7 +84,8 @@ export class Bar {
     const reading = readingOf(snapshot, this.#view);
     const before = this.element.dataset.level;
     if (this.#draw(reading)) {
-      this.#followTheme();
+      // the menu is mounted later than the bar is made; asking for colours at every reading would cost a layout each time
+      if (!this.element.dataset.theme) this.#followTheme();
       this.#updates += 1;
       this.element.dataset.updates = String(this.#updates);
       this.onReading(reading);

@@ -114,7 +114,9 @@ export function placeInMenu(element) {
   /** @param {unknown} menu the value of the setting */
   const place = (menu) => {
     const floating = menu === "Disabled" ? app.ui?.menuContainer : undefined;
-    if (floating) floating.append(element);
+    const queueButton = floating?.querySelector("#queue-button");
+    if (queueButton) queueButton.after(element);
+    else if (floating) floating.append(element);
     // Not asked whether it is connected: the menu is mounted later than extensions are set up.
     else app.menu?.settingsGroup.element.before(element);
   };

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, Request, expect
 from session import CHECK, QUESTION, Session
 
 UNDO_DEPTH = "() => window.comfyAPI.app.app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
-PROMPT = "async () => (await window.comfyAPI.app.app.graphToPrompt()).output"
+PROMPT = "async () => JSON.parse(JSON.stringify((await window.comfyAPI.app.app.graphToPrompt()).output))"
 EXECUTE = "(id) => window.comfyAPI.app.app.extensionManager.command.execute(id)"
 
 
