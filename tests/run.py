@@ -17,6 +17,9 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = "torch==2.13.0"
 """For tests and the demo only: a release of its own, so that no newer one with gigabytes of CUDA is fetched."""
 
+OLDER_FRONTENDS = ("1.49.6", "1.35.9", "1.27.10")
+"""Of comfyui-frontend-package, beside the newest: people do not update for a while. Each in a folder of its own."""
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -27,6 +30,7 @@ def main() -> int:
         return subprocess.call([str(PYTHON), "-m", "tests.host", *rest], cwd=ROOT)
     if command == "test":
         set_up_python()
+        set_up_frontends()
         set_up_node()
         set_up_browser()
         link_for_type_checker()
@@ -64,6 +68,16 @@ def set_up_python() -> None:
     subprocess.check_call([*pip, TORCH])
     subprocess.check_call([*pip, "-r", str(requirements[-1])])
     stamp(VENV / "ready", requirements)
+
+
+def set_up_frontends() -> None:
+    for version in OLDER_FRONTENDS:
+        folder = VENV / f"frontend-{version}"
+        if (folder / "ready").exists():
+            continue
+        pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+        subprocess.check_call([*pip, "--no-deps", "--target", str(folder), f"comfyui-frontend-package=={version}"])
+        stamp(folder / "ready", [])
 
 
 def set_up_node() -> None:

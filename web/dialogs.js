@@ -54,6 +54,7 @@ export class Dialogs {
       answer,
       heading: `${accident.node} ran out of memory`,
       told: toldOf(accident, answer),
+      failed: true,
       cancel: "Close",
       apply: "Apply and run",
       make: maker.make,

@@ -182,7 +182,9 @@ export class Preflight {
     const id = result?.prompt_id;
     if (typeof id === "string" && queued?.output) {
       const { auto, number: press } = batch;
-      this.#parts.onPosted({ id, output: queued.output, answer: ruling.answer ?? null, auto, batch: press });
+      // of a prompt with a fix nothing was said yet
+      const answer = ruling.applied ? null : (ruling.answer ?? null);
+      this.#parts.onPosted({ id, output: queued.output, answer, auto, batch: press });
     }
     return result;
   }

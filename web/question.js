@@ -13,6 +13,7 @@ import { neededWords, roleWord, shapeWords, size, sizeOrUnknown } from "./text.j
  * @property {Answer} answer
  * @property {string} heading
  * @property {string[]} told sentences below it
+ * @property {boolean} [failed] it has gone wrong already, whatever the check says now
  * @property {string} cancel label of the button that changes nothing
  * @property {string} [run] label of the button that runs it as it is; none without
  * @property {string} [apply] label of the button that makes a fix first
@@ -61,6 +62,7 @@ export function sentencesOf({ message, ram }) {
 /** @param {Ask} ask @returns {Promise<Decision>} */
 function open(ask) {
   const { answer, make } = ask;
+  const verdict = ask.failed ? "does_not_fit" : answer.verdict;
   const marked = answer.verdict === "does_not_fit" ? offender(answer) : null;
   const fixes = fixChooser(answer.fixes, make !== undefined);
   const cancel = button("cancel", ask.cancel);
@@ -75,7 +77,7 @@ function open(ask) {
     h(
       "div",
       { class: "vrh-question-head" },
-      icon(answer.verdict === "fits" || answer.verdict === "fits_with_offload" ? "card" : "triangle", "vrh-question-icon"),
+      icon(verdict === "fits" || verdict === "fits_with_offload" ? "card" : "triangle", "vrh-question-icon"),
       h("div", {}, h("h1", { id: TITLE_ID }, ask.heading), h("div", { id: MESSAGE_ID }, ...ask.told.map((words) => h("p", {}, words)))),
     ),
     h(
@@ -98,7 +100,7 @@ function open(ask) {
       h("div", { class: "vrh-question-choices" }, cancel, ...run, ...apply),
     ),
   );
-  dialog.dataset.verdict = answer.verdict;
+  dialog.dataset.verdict = verdict;
   document.body.append(dialog);
   const returnTo = document.activeElement;
   return new Promise((resolve, reject) => {
