@@ -19,6 +19,9 @@ TORCH = "torch==2.13.0"
 
 AIMDO = ROOT / "tests" / "aimdo.txt"
 
+OLDER_FRONTENDS = ("1.49.6", "1.35.9", "1.27.10")
+"""Of comfyui-frontend-package, beside the newest: people do not update for a while. Each in a folder of its own."""
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -29,6 +32,7 @@ def main() -> int:
         return subprocess.call([str(PYTHON), "-m", "tests.host", *rest], cwd=ROOT)
     if command == "test":
         set_up_python()
+        set_up_frontends()
         set_up_node()
         set_up_browser()
         link_for_type_checker()
@@ -78,6 +82,16 @@ def aimdo_releases() -> list[str]:
     return [
         line.partition("==")[2] for line in lines if line.startswith("comfy-aimdo==") and sys.platform in ("linux", "win32")
     ]
+
+
+def set_up_frontends() -> None:
+    for version in OLDER_FRONTENDS:
+        folder = VENV / f"frontend-{version}"
+        if (folder / "ready").exists():
+            continue
+        pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+        subprocess.check_call([*pip, "--no-deps", "--target", str(folder), f"comfyui-frontend-package=={version}"])
+        stamp(folder / "ready", [])
 
 
 def set_up_node() -> None:

@@ -126,16 +126,24 @@ def test_a_decode_that_falls_back_to_tiles_is_said_before_and_survives(host: Hos
 
 
 @pytest.mark.parametrize("host", [(3, "video_wan2_2_14B_t2v")], indirect=True)
-def test_run_anyway_queues_once_and_what_was_said_not_to_fit_runs_out_of_memory(host: HostProcess, session: Session) -> None:
+def test_run_anyway_queues_once_and_what_was_said_not_to_fit_runs_out_of_memory_and_is_helped(
+    host: HostProcess, session: Session
+) -> None:
     session.run()
-    prompt_id = session.press(session.page.locator(QUESTION).get_by_role("button", name="Run anyway").click)
-    expect(session.page.locator(QUESTION)).to_be_hidden()
+    prompt_id = session.press(session.question.get_by_role("button", name="Run anyway").click)
     entry = history_of(host.url, prompt_id)
     assert session.posted == 1
     assert entry["prompt"][3]["vram_headroom"]["verdict"] == "does_not_fit"
     error = next(message[1] for message in entry["status"]["messages"] if message[0] == "execution_error")
     assert error["exception_type"] == "torch.OutOfMemoryError"
     assert error["node_id"] == "128:81"
+    expect(session.question.get_by_role("heading")).to_have_text("KSamplerAdvanced (node 128:81) ran out of memory")
+    expect(session.question).to_contain_text("ComfyUI reports: ")
+    expect(session.question).to_contain_text("The check had said so. Sampling (high noise)")
+    session.shot("ran-out-of-memory")
+    prompt_id = session.press(session.question.get_by_role("button", name="Apply and run").click)
+    assert history_of(host.url, prompt_id)["status"]["status_str"] == "success"
+    assert session.question.count() == 0
 
 
 def test_without_a_card_the_bar_says_so(browser: Browser) -> None:

@@ -1,33 +1,43 @@
-// The bar in the top menu, and the details that open below it.
+// The bar in the top menu.
 
+import { Details, LEGEND } from "./details.js";
 import { h, icon, isOnLight, setAttribute, setText } from "./dom.js";
+import { Levels } from "./levels.js";
 import { detailsOf, readingOf } from "./reading.js";
 
 /**
  * @import { IconName } from "./dom.js"
- * @import { Reading, Section } from "./reading.js"
+ * @import { Device } from "./status.js"
+ * @import { Reading, View } from "./reading.js"
  * @import { Snapshot } from "./status_client.js"
+ *
+ * @typedef {Omit<View, "level"> & { criticalAt: number }} BarChoices
  */
 
 export const BAR_ID = "vram-headroom-bar";
-const DETAILS_ID = "vram-headroom-details";
-const LEGEND = /** @type {const} */ ([
-  ["in-use", "in use"],
-  ["reclaimable", "can be given back"],
-  ["others", "other programs"],
-]);
+
+/** @type {Readonly<Record<NonNullable<Reading["level"]>, IconName>>} */
+const LEVEL_ICONS = Object.freeze({ ok: "card", high: "card_warning", very_high: "triangle", critical: "octagon" });
 
 export class Bar {
   element;
+  /** @type {(device: Device) => void} a card has become critical */
+  onCritical = () => {};
+  /** @type {(reading: Reading) => void} after something changed in what is shown */
+  onReading = () => {};
   #meter;
   #icon = h("span", { class: "vrh-icons" });
   #segments = LEGEND.map(([kind]) => h("i", { "data-kind": kind }));
   #headline = h("b", {});
+  #word = h("span", { class: "vrh-level" });
   #amount = h("span", { class: "vrh-amount" });
   #live = h("span", { class: "vrh-spoken", role: "status", "aria-live": "polite" });
   #details = new Details();
-  /** @type {Snapshot | null} */
-  #snapshot = null;
+  #levels = new Levels();
+  /** @type {View} */
+  #view = { shows: "pressure", card: "fullest", pollSeconds: 3, level: (device) => this.#levels.of(device) };
+  /** @type {Snapshot} */
+  #snapshot = { state: "loading", status: null, reason: "" };
   /** @type {IconName | null} */
   #iconName = null;
   #lastCheck = "";
@@ -40,12 +50,17 @@ export class Bar {
       { class: "vrh-meter" },
       this.#icon,
       h("div", { class: "vrh-track" }, ...this.#segments),
-      h("span", { class: "vrh-words" }, this.#headline, " ", this.#amount),
+      h("span", { class: "vrh-words" }, this.#headline, this.#word, this.#amount),
     );
     // A button would hide the meter's role from screen readers if it contained it, so it lies over it instead.
     this.element = h("div", { id: BAR_ID, class: "vrh-bar" }, this.#meter, this.#details.button, this.#live, this.#details.panel);
     this.#details.onOpen = () => this.#fillDetails();
-    this.show({ state: "loading", status: null, reason: "" });
+    this.show(this.#snapshot);
+  }
+
+  /** @param {(card: View["card"]) => void} chosen a person wants this card in the bar */
+  set onCard(chosen) {
+    this.#details.onCard = chosen;
   }
 
   /** To be called once the bar stands in the page. */
@@ -55,20 +70,31 @@ export class Bar {
     this.#followTheme();
   }
 
+  /** @param {BarChoices} choices */
+  choose({ shows, card, pollSeconds, criticalAt }) {
+    this.#view = { ...this.#view, shows, card, pollSeconds };
+    this.#levels.criticalAt = criticalAt;
+    this.show(this.#snapshot);
+  }
+
   /** @param {Snapshot} snapshot */
   show(snapshot) {
     this.#snapshot = snapshot;
-    const reading = readingOf(snapshot);
+    const crossed = snapshot.state === "ok" ? this.#levels.update(snapshot.status?.devices ?? []) : [];
+    const reading = readingOf(snapshot, this.#view);
     const before = this.element.dataset.level;
     if (this.#draw(reading)) {
-      this.#followTheme();
+      // the menu is mounted later than the bar is made; asking for colours at every reading would cost a layout each time
+      if (!this.element.dataset.theme) this.#followTheme();
       this.#updates += 1;
       this.element.dataset.updates = String(this.#updates);
+      this.onReading(reading);
     }
     const level = reading.level ?? "";
     if (!level) setText(this.#live, "");
     else if (before && before !== level) setText(this.#live, reading.spoken);
     if (this.#details.isOpen) this.#fillDetails();
+    for (const device of crossed) this.onCritical(device);
   }
 
   /** @param {string} note how the last check before queueing went */
@@ -93,13 +119,15 @@ export class Bar {
       "data-pressure": String(reading.pressure ?? ""),
       "data-used-bytes": String(device?.used ?? ""),
       "data-total-bytes": String(device?.total ?? ""),
-      "data-reason": this.#snapshot?.reason || null,
+      "data-stale": reading.stale ? "true" : null,
+      "data-reason": this.#snapshot.reason || null,
     };
     const changed = Object.entries(facts).some(([name, value]) => this.element.getAttribute(name) !== value);
     const moved = setMeter(this.#meter, reading);
     for (const [name, value] of Object.entries(facts)) setAttribute(this.element, name, value);
-    this.#drawIcon(reading.level);
+    this.#drawIcon(reading);
     setText(this.#headline, reading.headline);
+    setText(this.#word, reading.word);
     setText(this.#amount, reading.amount);
     const widths = [shares?.inUse ?? 0, shares?.reclaimable ?? 0, shares?.others ?? 0];
     this.#segments.forEach((segment, i) => {
@@ -109,25 +137,25 @@ export class Bar {
     return changed || moved;
   }
 
-  /** @param {Reading["level"]} level */
-  #drawIcon(level) {
-    const name = level === "critical" ? "triangle" : level === "high" ? "card_warning" : "card";
+  /** @param {Reading} reading */
+  #drawIcon({ level, state }) {
+    const failed = state === "error" || state === "disconnected";
+    const name = level ? LEVEL_ICONS[level] : failed ? "card_warning" : "card";
     if (this.#iconName === name) return;
     this.#iconName = name;
     this.#icon.replaceChildren(icon(name, "vrh-icon"));
   }
 
   #fillDetails() {
-    if (!this.#snapshot) return;
-    const sections = detailsOf(this.#snapshot);
+    const sections = detailsOf(this.#snapshot, this.#view);
     if (this.#lastCheck) sections.push({ title: `Last check before queueing: ${this.#lastCheck.replaceAll("_", " ")}`, rows: [] });
-    this.#details.fill(sections);
+    const devices = this.#snapshot.state === "ok" ? (this.#snapshot.status?.devices ?? []) : [];
+    this.#details.fill(sections, devices, this.#view.card);
   }
 
   #followTheme() {
     if (!this.element.isConnected) return;
-    const theme = isOnLight(this.element) ? "light" : "dark";
-    setAttribute(this.element, "data-theme", theme);
+    setAttribute(this.element, "data-theme", isOnLight(this.element) ? "light" : "dark");
   }
 }
 
@@ -138,129 +166,17 @@ export class Bar {
  * @returns {boolean} whether it changed
  */
 function setMeter(meter, reading) {
-  const { pressure, spoken } = reading;
-  const known = pressure !== null;
+  const { figure, label, spoken } = reading;
+  const known = figure !== null;
   const facts = {
     role: known ? "meter" : "img",
-    "aria-label": known ? "VRAM pressure" : spoken,
+    "aria-label": known ? label : spoken,
     "aria-valuemin": known ? "0" : null,
     "aria-valuemax": known ? "100" : null,
-    "aria-valuenow": known ? String(pressure) : null,
+    "aria-valuenow": known ? String(figure) : null,
     "aria-valuetext": known ? spoken : null,
   };
   const changed = Object.entries(facts).some(([name, value]) => meter.getAttribute(name) !== value);
   for (const [name, value] of Object.entries(facts)) setAttribute(meter, name, value);
   return changed;
-}
-
-/** The panel below the bar: the button toggles it; resting the pointer on the bar shows it for as long. */
-class Details {
-  button;
-  panel;
-  onOpen = () => {};
-  #drawn = "";
-  /** @type {"closed" | "hovered" | "pinned"} */
-  #mode = "closed";
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #hoverTimer;
-
-  constructor() {
-    this.button = h("button", {
-      type: "button",
-      class: "vrh-button",
-      "aria-label": "VRAM details",
-      "aria-expanded": "false",
-      "aria-controls": DETAILS_ID,
-    });
-    this.panel = h("div", {
-      id: DETAILS_ID,
-      class: "vrh-details",
-      popover: "manual",
-      role: "group",
-      "aria-label": "VRAM details",
-      tabindex: "0",
-    });
-    this.button.addEventListener("click", () => (this.#mode === "pinned" ? this.close() : this.#open("pinned")));
-    for (const element of [this.button, this.panel]) {
-      element.onpointerenter = (event) => this.#hover(event, true);
-      element.onpointerleave = (event) => this.#hover(event, false);
-    }
-  }
-
-  get isOpen() {
-    return this.#mode !== "closed";
-  }
-
-  close() {
-    clearTimeout(this.#hoverTimer);
-    if (!this.isOpen) return;
-    this.#mode = "closed";
-    window.removeEventListener("keydown", this.#onKey, true);
-    window.removeEventListener("pointerdown", this.#onPointer, true);
-    if (this.panel.isConnected) this.panel.hidePopover();
-    this.button.setAttribute("aria-expanded", "false");
-  }
-
-  /** @param {Section[]} sections */
-  fill(sections) {
-    const drawn = JSON.stringify(sections);
-    if (drawn === this.#drawn) return;
-    this.#drawn = drawn;
-    const legend = LEGEND.map(([kind, words]) => h("span", {}, h("i", { "data-kind": kind }), words));
-    this.panel.replaceChildren(...sections.map(drawSection), h("p", { class: "vrh-legend" }, ...legend));
-  }
-
-  /** @param {"hovered" | "pinned"} mode */
-  #open(mode) {
-    const wasOpen = this.isOpen;
-    this.#mode = mode;
-    if (wasOpen) return;
-    this.onOpen();
-    this.panel.showPopover();
-    this.#place();
-    this.button.setAttribute("aria-expanded", "true");
-    window.addEventListener("keydown", this.#onKey, true);
-    window.addEventListener("pointerdown", this.#onPointer, true);
-  }
-
-  /** @param {PointerEvent} event @param {boolean} inside */
-  #hover(event, inside) {
-    clearTimeout(this.#hoverTimer);
-    if (event.pointerType !== "mouse" || this.#mode === "pinned") return;
-    this.#hoverTimer = setTimeout(() => (inside ? this.#open("hovered") : this.close()), 250);
-  }
-
-  #place() {
-    const bar = this.button.getBoundingClientRect();
-    const width = this.panel.offsetWidth;
-    const left = Math.max(8, Math.min(bar.right - width, window.innerWidth - width - 8));
-    const below = bar.bottom + 6 + this.panel.offsetHeight <= window.innerHeight;
-    const top = below ? bar.bottom + 6 : Math.max(8, bar.top - 6 - this.panel.offsetHeight);
-    this.panel.style.left = `${left}px`;
-    this.panel.style.top = `${top}px`;
-  }
-
-  /** Escape closes the panel and nothing else. @type {(event: KeyboardEvent) => void} */
-  #onKey = (event) => {
-    if (event.key !== "Escape") return;
-    event.stopImmediatePropagation();
-    event.preventDefault();
-    const inside = this.panel.contains(document.activeElement);
-    this.close();
-    if (inside) this.button.focus();
-  };
-
-  /** @type {(event: PointerEvent) => void} */
-  #onPointer = (event) => {
-    const path = event.composedPath();
-    if (!path.includes(this.panel) && !path.includes(this.button)) this.close();
-  };
-}
-
-/** @param {Section} section */
-function drawSection(section) {
-  const title = h("p", { class: section.rows.length ? "vrh-title" : "vrh-note" }, section.title);
-  if (section.rows.length === 0) return title;
-  const rows = section.rows.map(({ label, value }) => h("div", {}, h("dt", {}, label), h("dd", {}, value)));
-  return h("section", {}, title, h("dl", {}, ...rows));
 }

@@ -4,6 +4,7 @@ import * as apiModule from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const USE_NEW_MENU = "Comfy.UseNewMenu";
+const TOAST_MS = 6000;
 
 export { app };
 export const api = apiModule.api;
@@ -11,9 +12,9 @@ export const api = apiModule.api;
 /** @type {(extension: ComfyExtension) => void} */
 export const registerExtension = (extension) => app.registerExtension(extension);
 
-/** @param {AbortSignal} signal */
+/** @param {AbortSignal} [signal] */
 export function fetchStatus(signal) {
-  return api.fetchApi("/v1/hardware/vram", { signal, cache: "no-store" });
+  return api.fetchApi("/v1/hardware/vram", { ...(signal ? { signal } : {}), cache: "no-store" });
 }
 
 /** @param {string} body @param {AbortSignal} signal */
@@ -26,9 +27,15 @@ export function allowOnce(body, signal) {
   return post("/v1/hardware/vram/override", body, signal);
 }
 
-/** @param {string} path @param {string} body @param {AbortSignal} signal */
+/** ComfyUI's own way to unload all models: done between prompts. */
+export function freeAll() {
+  return post("/free", JSON.stringify({ unload_models: true, free_memory: true }));
+}
+
+/** @param {string} path @param {string} body @param {AbortSignal} [signal] */
 function post(path, body, signal) {
-  return api.fetchApi(path, { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
+  const headers = { "Content-Type": "application/json" };
+  return api.fetchApi(path, { method: "POST", headers, body, ...(signal ? { signal } : {}) });
 }
 
 /** @param {readonly string[]} types @param {() => void} listener */
@@ -36,20 +43,54 @@ export function onEvents(types, listener) {
   for (const type of types) api.addEventListener(type, listener);
 }
 
+/** @param {(detail: unknown) => void} listener */
+export function onExecutionError(listener) {
+  api.addEventListener("execution_error", (event) => listener(event?.detail));
+}
+
 /** @param {string} id @returns {unknown} */
 export function setting(id) {
   return app.extensionManager.setting.get(id);
 }
 
-/** @param {{ severity: "info" | "warn", summary: string, detail: string }} toast */
+/** @param {string} id @param {unknown} value */
+export function setSetting(id, value) {
+  return app.extensionManager.setting.set(id, value);
+}
+
+/** @param {{ severity: "info" | "warn" | "success" | "error", summary: string, detail: string }} toast */
 export function toast(toast) {
-  app.extensionManager.toast.add({ ...toast, life: 6000 });
+  app.extensionManager.toast.add({ ...toast, life: TOAST_MS });
 }
 
 /** Whether prompts may be queueing themselves: front ends before 1.58 do not say which ones do. */
 export function autoQueueIsOn() {
   const mode = app.extensionManager.queueSettings?.mode ?? "disabled";
   return mode !== "disabled" || app.ui?.autoQueueEnabled === true;
+}
+
+/** Whether the canvas and its menu have made way for App Mode, which front ends have since 1.41. */
+export function isInAppMode() {
+  const workflow = app.extensionManager.workflow?.activeWorkflow;
+  const mode = workflow?.activeMode ?? workflow?.initialMode;
+  return mode === "app" || mode === "builder:arrange";
+}
+
+/**
+ * An object that the front end's own parts follow: what reads it while they draw is read anew when it changes.
+ * @template {object} State
+ * @param {State} state
+ * @returns {State}
+ */
+export function followed(state) {
+  // a property of a reactive store comes back as a reactive object; undocumented, so a plain one must do as well
+  try {
+    const manager = /** @type {Record<string, any>} */ (app.extensionManager);
+    manager.__vramHeadroom = state;
+    return manager.__vramHeadroom ?? state;
+  } catch {
+    return state;
+  }
 }
 
 /**
@@ -73,7 +114,9 @@ export function placeInMenu(element) {
   /** @param {unknown} menu the value of the setting */
   const place = (menu) => {
     const floating = menu === "Disabled" ? app.ui?.menuContainer : undefined;
-    if (floating) floating.append(element);
+    const queueButton = floating?.querySelector("#queue-button");
+    if (queueButton) queueButton.after(element);
+    else if (floating) floating.append(element);
     // Not asked whether it is connected: the menu is mounted later than extensions are set up.
     else app.menu?.settingsGroup.element.before(element);
   };

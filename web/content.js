@@ -1,6 +1,7 @@
-// Two prompts that need the same memory share one key: the graph without its seeds and titles.
+// Keys of prompts: two that need the same memory share one, whatever their seeds, titles and order of inputs.
 
 const SEED = /(^|_)seed(_|$)/i;
+const FREE_TEXT = /(^|_)(text|prompt|filename_prefix)(_|$)/i;
 
 /**
  * A short key of a prompt's content and of the outputs that were asked for.
@@ -8,23 +9,37 @@ const SEED = /(^|_)seed(_|$)/i;
  * @param {unknown} [targets] ids of the output nodes, when only some were asked for
  */
 export function contentKey(output, targets) {
-  return fingerprint(JSON.stringify([output, targets ?? null], withoutSeeds));
+  return fingerprint(canonical([output, targets ?? null], (name, value) => typeof value === "number" && SEED.test(name)));
 }
 
 /**
- * A seed is a number; a link into a seed input is an array and stays.
- * @this {unknown}
- * @param {string} key
- * @param {unknown} value
+ * A key of a graph that also stays the same while its texts are reworded.
+ * @param {unknown} output the API-format prompt
  */
-function withoutSeeds(key, value) {
-  if (key === "_meta") return undefined;
-  if (typeof value === "number" && SEED.test(key)) return undefined;
-  return value;
+export function graphKey(output) {
+  return fingerprint(canonical(output, (name, value) => isFree(name, value)));
 }
 
-/** FNV-1a, two runs of 32 bits with different starts. @param {string} text */
-function fingerprint(text) {
+/** Seeds change from run to run, texts as people write; neither needs memory. A link is an array and stays. @param {string} name @param {unknown} value */
+function isFree(name, value) {
+  return (typeof value === "number" && SEED.test(name)) || (typeof value === "string" && FREE_TEXT.test(name));
+}
+
+/**
+ * JSON with sorted names, without titles and whatever `without` takes out.
+ * @param {unknown} value
+ * @param {(name: string, value: unknown) => boolean} [without]
+ */
+export function canonical(value, without = () => false) {
+  return JSON.stringify(value, (name, part) => {
+    if (name === "_meta" || without(name, part)) return undefined;
+    if (typeof part !== "object" || part === null || Array.isArray(part)) return part;
+    return Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)));
+  });
+}
+
+/** FNV-1a, two runs of 32 bits with different starts. @param {string | undefined} text */
+function fingerprint(text = "") {
   let a = 0x811c9dc5;
   let b = 0x01000193;
   for (let i = 0; i < text.length; i++) {

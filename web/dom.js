@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** @type {Readonly<Record<"card" | "card_warning" | "triangle", string[]>>} */
+/** @type {Readonly<Record<"card" | "card_warning" | "triangle" | "octagon", string[]>>} */
 const ICON_PATHS = Object.freeze({
   card: ["M3.5 4h9A1.5 1.5 0 0 1 14 5.5v5a1.5 1.5 0 0 1-1.5 1.5h-9A1.5 1.5 0 0 1 2 10.5v-5A1.5 1.5 0 0 1 3.5 4z", "M5 12v2M8 12v2M11 12v2"],
   card_warning: [
@@ -10,6 +10,7 @@ const ICON_PATHS = Object.freeze({
     "M5 12v2M8 12v2M11 12v2",
     "M8 5v2.6M8 9.2v.8",
   ],
+  octagon: ["M5.2 1.5h5.6l3.7 3.7v5.6l-3.7 3.7H5.2l-3.7-3.7V5.2z", "M8 4.8v3.8M8 10.6v.9"],
   triangle: ["M8 1.5 15 14H1z", "M8 6v4M8 11.4v1"],
 });
 

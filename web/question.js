@@ -1,11 +1,27 @@
-// The question before a prompt that does not fit is queued: Cancel or Run anyway.
+// The dialog about a prompt that does not fit, before it is queued or after it ran out of memory: what is wrong, and what would help.
 
-import { h, icon, isOnLight } from "./dom.js";
+import { h, icon, isOnLight, setText } from "./dom.js";
+import { fixChooser } from "./fixes.js";
+import { offender, stretches, timeline } from "./timeline.js";
 import { neededWords, roleWord, shapeWords, size, sizeOrUnknown } from "./text.js";
 
 /**
- * @import { Answer, Model, Phase } from "./answers.js"
- * @import { Decision } from "./preflight.js"
+ * @import { Answer, Fix, Model } from "./answers.js"
+ * @import { Stretch } from "./timeline.js"
+ *
+ * @typedef {object} Ask
+ * @property {Answer} answer
+ * @property {string} heading
+ * @property {string[]} told sentences below it
+ * @property {boolean} [failed] it has gone wrong already, whatever the check says now
+ * @property {string} cancel label of the button that changes nothing
+ * @property {string} [run] label of the button that runs it as it is; none without
+ * @property {string} [apply] label of the button that makes a fix first
+ * @property {(fix: Fix) => Promise<void>} [make] makes it on the canvas; what it throws is shown, and the dialog stays
+ * @property {boolean} [remembered] whether this graph is not to be asked about; without, that is no choice here
+ * @property {() => Promise<boolean>} [copy] puts a report into the clipboard; false where the browser refuses
+ *
+ * @typedef {{ choice: "run" | "cancel" | "apply", remember: boolean }} Decision
  */
 
 export const QUESTION_ID = "vram-headroom-question";
@@ -17,56 +33,133 @@ let before = Promise.resolve();
 
 /**
  * Opens the question, after any that is still open.
- * @param {Answer} answer
+ * @param {Ask} ask
  * @returns {Promise<Decision>}
  */
-export function question(answer) {
-  const decision = before.then(() => open(answer));
+export function question(ask) {
+  const decision = before.then(() => open(ask));
   before = decision.catch(() => undefined);
   return decision;
 }
 
-/** @param {Answer} answer @returns {Promise<Decision>} */
-function open(answer) {
-  const cancel = h("button", { type: "button", "data-decision": "cancel", autofocus: "" }, "Cancel");
-  const run = h("button", { type: "button", "data-decision": "run" }, "Run anyway");
+/** @param {Answer} answer */
+export function headingOf(answer) {
+  const index = answer.verdict === "does_not_fit" ? offender(answer) : null;
+  const phase = index === null ? undefined : answer.phases[index];
+  if (phase) return `${phase.title} does not fit this card`;
+  if (answer.verdict === "does_not_fit") return "This graph does not fit this card";
+  if (answer.ram?.verdict === "does_not_fit") return "This graph needs more system memory than there is";
+  if (answer.verdict === "fits_with_offload") return "This graph fits with offloading";
+  return answer.verdict === "fits" ? "This graph fits" : "It is not known whether this graph fits";
+}
+
+/** The card's sentence, and system memory's own where that is short. @param {Answer} answer @returns {string[]} */
+export function sentencesOf({ message, ram }) {
+  const short = ram && (ram.verdict === "does_not_fit" || ram.short > 0);
+  return short && !message.includes(ram.message) ? [message, ram.message] : [message];
+}
+
+/** @param {Ask} ask @returns {Promise<Decision>} */
+function open(ask) {
+  const { answer, make } = ask;
+  const verdict = ask.failed ? "does_not_fit" : answer.verdict;
+  const marked = answer.verdict === "does_not_fit" ? offender(answer) : null;
+  const fixes = fixChooser(answer.fixes, make !== undefined);
+  const cancel = button("cancel", ask.cancel);
+  const run = ask.run ? [button("run", ask.run)] : [];
+  const apply = make && ask.apply && fixes.chosen() ? [button("apply", ask.apply)] : [];
+  const remember = h("input", { type: "checkbox" });
+  remember.checked = ask.remembered === true;
+  const failure = h("p", { class: "vrh-failure", role: "alert" });
   const dialog = h(
     "dialog",
     { id: QUESTION_ID, class: "vrh-question", "aria-labelledby": TITLE_ID, "aria-describedby": MESSAGE_ID },
     h(
       "div",
       { class: "vrh-question-head" },
-      icon("triangle", "vrh-question-icon"),
+      icon(verdict === "fits" || verdict === "fits_with_offload" ? "card" : "triangle", "vrh-question-icon"),
+      h("div", {}, h("h1", { id: TITLE_ID }, ask.heading), h("div", { id: MESSAGE_ID }, ...ask.told.map((words) => h("p", {}, words)))),
+    ),
+    h(
+      "div",
+      { class: "vrh-question-body", tabindex: "0", role: "group", "aria-label": "Details and fixes" },
+      ...timeline(answer, marked),
+      ...fixes.elements,
+      ...figures(answer, marked),
+    ),
+    failure,
+    h(
+      "div",
+      { class: "vrh-question-foot" },
       h(
         "div",
-        {},
-        h("h1", { id: TITLE_ID }, titleOf(answer)),
-        h("p", { id: MESSAGE_ID }, answer.message),
+        { class: "vrh-question-aside" },
+        ...(ask.remembered === undefined ? [] : [h("label", {}, remember, "don't ask again for this graph")]),
+        ...(ask.copy ? [copyButton(ask.copy)] : []),
       ),
+      h("div", { class: "vrh-question-choices" }, cancel, ...run, ...apply),
     ),
-    h("div", { class: "vrh-question-body" }, ...phases(answer), ...models(answer.models), ...assumptions(answer.assumptions)),
-    h("div", { class: "vrh-question-foot" }, cancel, run),
   );
+  dialog.dataset.verdict = verdict;
   document.body.append(dialog);
+  const returnTo = document.activeElement;
   return new Promise((resolve, reject) => {
     const giveBackTheKeys = keepEventsInside(dialog);
-    cancel.addEventListener("click", () => dialog.close("cancel"));
-    run.addEventListener("click", () => dialog.close("run"));
-    dialog.addEventListener("close", () => {
+    const end = () => {
       giveBackTheKeys();
       dialog.remove();
-      resolve(dialog.returnValue === "run" ? "run" : "cancel");
+      if (returnTo instanceof HTMLElement && returnTo.isConnected) returnTo.focus({ preventScroll: true });
+    };
+    cancel.addEventListener("click", () => dialog.close("cancel"));
+    for (const element of run) element.addEventListener("click", () => dialog.close("run"));
+    for (const element of apply) {
+      element.addEventListener("click", async () => {
+        const fix = fixes.chosen();
+        if (!fix || !make) return;
+        setText(failure, "");
+        element.disabled = true;
+        try {
+          await make(fix);
+          dialog.close("apply");
+        } catch (error) {
+          setText(failure, error instanceof Error ? error.message : String(error));
+        } finally {
+          element.disabled = false;
+        }
+      });
+    }
+    dialog.addEventListener("close", () => {
+      end();
+      const { returnValue } = dialog;
+      resolve({ choice: returnValue === "run" || returnValue === "apply" ? returnValue : "cancel", remember: remember.checked });
     });
     try {
       dialog.showModal();
       dialog.dataset.theme = isOnLight(dialog) ? "light" : "dark";
       cancel.focus();
     } catch (error) {
-      giveBackTheKeys();
-      dialog.remove();
+      end();
       reject(error);
     }
   });
+}
+
+/** @param {"cancel" | "run" | "apply"} decision @param {string} label */
+function button(decision, label) {
+  return h("button", { type: "button", "data-decision": decision, ...(decision === "cancel" ? { autofocus: "" } : {}) }, label);
+}
+
+/** @param {() => Promise<boolean>} copy */
+function copyButton(copy) {
+  const words = "Copy diagnostics";
+  const element = h("button", { type: "button", class: "vrh-copy" }, words);
+  const told = h("span", { class: "vrh-spoken", role: "status" });
+  element.addEventListener("click", async () => {
+    const done = await copy().catch(() => false);
+    setText(element, done ? "Copied" : "The browser does not allow it");
+    setText(told, done ? "Diagnostics copied" : "The browser does not allow copying");
+  });
+  return h("span", {}, element, told);
 }
 
 /**
@@ -91,46 +184,38 @@ function keepEventsInside(dialog) {
   };
 }
 
-/** @param {Answer} answer */
-function titleOf(answer) {
-  const index = offender(answer);
-  const phase = index === null ? undefined : answer.phases[index];
-  return phase ? `${phase.title} does not fit this card` : "This graph does not fit this card";
+/** Every number there is, for whoever wants them. @param {Answer} answer @param {number | null} marked @returns {HTMLElement[]} */
+function figures(answer, marked) {
+  const parts = [...phases(answer, marked), ...models(answer.models), ...assumptions(answer.assumptions)];
+  return parts.length ? [h("details", { class: "vrh-figures" }, h("summary", {}, "All figures"), ...parts)] : [];
 }
 
-/** @param {Answer} answer @returns {number | null} the phase the sentence is about */
-function offender(answer) {
-  if (answer.peakPhase !== null) return answer.peakPhase;
-  const shortest = Math.max(0, ...answer.phases.map((p) => p.short));
-  return shortest > 0 ? answer.phases.findIndex((p) => p.short === shortest) : null;
-}
-
-/** @param {Answer} answer @returns {HTMLElement[]} */
-function phases(answer) {
+/** @param {Answer} answer @param {number | null} marked @returns {HTMLElement[]} */
+function phases(answer, marked) {
   if (answer.phases.length === 0) return [];
-  const marked = offender(answer);
-  const head = ["Phase", "Needs", "Can be free", "Outcome"].map((words) => h("th", { scope: "col" }, words));
+  const head = ["Phase", "Needs beside weights", "Can be free", "Outcome"].map((words) => h("th", { scope: "col" }, words));
   return [
     h(
       "table",
-      { class: "vrh-phases" },
+      { class: "vrh-phase-table" },
       h("caption", {}, "Phases of the run"),
       h("thead", {}, h("tr", {}, ...head)),
-      h("tbody", {}, ...answer.phases.map((p, i) => phaseRow(p, i === marked))),
+      h("tbody", {}, ...stretches(answer, marked).map(phaseRow)),
     ),
   ];
 }
 
-/** @param {Phase} phase @param {boolean} marked */
-function phaseRow(phase, marked) {
+/** @param {Stretch} stretch */
+function phaseRow({ phase, times, marked }) {
   const shape = shapeWords(phase);
   const short = phase.short > 0 || marked;
   const known = phase.needed !== null && phase.available !== null;
   const outcome = phase.short > 0 ? `short by ${size(phase.short)}` : marked ? "does not fit" : known ? "fits" : "not known";
+  const name = times > 1 ? `${phase.title} ×${times}` : phase.title;
   return h(
     "tr",
     { "data-short": String(short), ...(marked ? { "data-offender": "true" } : {}) },
-    h("th", { scope: "row" }, phase.title, ...(shape ? [h("small", {}, shape)] : [])),
+    h("th", { scope: "row" }, name, ...(shape ? [h("small", {}, shape)] : [])),
     h("td", {}, neededWords(phase.needed)),
     h("td", {}, sizeOrUnknown(phase.available)),
     h("td", {}, ...(short ? [icon("triangle", "vrh-row-icon"), outcome] : [outcome])),
@@ -159,5 +244,5 @@ function models(list) {
 function assumptions(list) {
   if (list.length === 0) return [];
   const items = list.map((assumption) => h("li", {}, assumption));
-  return [h("details", { class: "vrh-assumptions" }, h("summary", {}, `Assumptions (${list.length})`), h("ul", {}, ...items))];
+  return [h("div", { class: "vrh-assumptions" }, h("p", {}, "Assumptions"), h("ul", {}, ...items))];
 }

@@ -1,26 +1,37 @@
-// From a snapshot to what the bar shows: words, shares and the level, without touching the page.
+// From a snapshot to what the bar and its details show: words, shares and the level, without touching the page.
 
-import { gigabytes, levelOf, placementWords, roleWord, size, sizeOrUnknown, wholePercent } from "./text.js";
+import { deviceWords, gigabytes, LEVEL_WORDS, placementWords, roleWord, size, sizeOrUnknown, wholePercent } from "./text.js";
 
 /**
- * @import { Device, Pipeline, Status } from "./answers.js"
+ * @import { Component, Device, Pipeline, Status } from "./status.js"
  * @import { Snapshot } from "./status_client.js"
- * @import { Level } from "./text.js"
+ * @import { Level } from "./levels.js"
  *
  * @typedef {{ inUse: number, reclaimable: number, others: number }} Shares percent of the card; the rest is free
+ *
+ * @typedef {object} View how a person wants it
+ * @property {"pressure" | "used"} shows which percentage is the figure
+ * @property {number | "fullest"} card
+ * @property {(device: Device) => Level} level
+ * @property {number} pollSeconds
  *
  * @typedef {object} Reading
  * @property {Snapshot["state"]} state
  * @property {Level | null} level null where there is nothing to judge
- * @property {number | null} pressure
+ * @property {number | null} figure percent, as shown
+ * @property {number | null} pressure percent
+ * @property {string} label of the figure
  * @property {string} headline the bold word or figure
+ * @property {string} word what the level is called, may be ""
  * @property {string} amount what stands beside it, may be ""
  * @property {string} spoken what a screen reader says for it
  * @property {Shares | null} shares
- * @property {Device | null} device the fullest one
+ * @property {Device | null} device the one shown
+ * @property {boolean} stale
  *
- * @typedef {{ label: string, value: string }} Row
- * @typedef {{ title: string, rows: Row[] }} Section
+ * @typedef {"active" | "idle" | "offloaded"} Dot green, amber, grey
+ * @typedef {{ label: string, value: string, dot?: Dot }} Row
+ * @typedef {{ title: string, rows: Row[], dot?: Dot }} Section
  */
 
 /** @type {Readonly<Record<Exclude<Snapshot["state"], "ok">, { headline: string, spoken: string }>>} */
@@ -28,55 +39,75 @@ const WITHOUT_A_CARD = Object.freeze({
   loading: { headline: "VRAM …", spoken: "VRAM, waiting for the first reading" },
   no_gpu: { headline: "No GPU", spoken: "No GPU: ComfyUI runs on the CPU" },
   error: { headline: "VRAM ?", spoken: "VRAM not known" },
-  disconnected: { headline: "VRAM ?", spoken: "VRAM not known" },
+  disconnected: { headline: "VRAM offline", spoken: "VRAM not known" },
 });
 
-/** @param {Snapshot} snapshot @returns {Reading} */
-export function readingOf(snapshot) {
-  const device = snapshot.state === "ok" && snapshot.status ? fullest(snapshot.status.devices) : null;
-  if (snapshot.state === "ok" && device) return cardReading(device);
+/** @param {Snapshot} snapshot @param {View} view @returns {Reading} */
+export function readingOf(snapshot, view) {
+  const device = snapshot.state === "ok" && snapshot.status ? chosen(snapshot.status.devices, view.card) : null;
+  if (device) return cardReading(device, view, (snapshot.status?.devices.length ?? 0) > 1);
   const state = snapshot.state === "ok" ? "no_gpu" : snapshot.state;
   const { headline, spoken } = WITHOUT_A_CARD[state];
   return {
     state,
     level: null,
+    figure: null,
     pressure: null,
+    label: "VRAM",
     headline,
+    word: "",
     amount: "",
     spoken: snapshot.reason ? `${spoken}: ${snapshot.reason}` : spoken,
     shares: null,
     device: null,
+    stale: false,
   };
 }
 
-/** What the bar's details list. @param {Snapshot} snapshot @returns {Section[]} */
-export function detailsOf(snapshot) {
+/** What the bar's details list. @param {Snapshot} snapshot @param {View} view @returns {Section[]} */
+export function detailsOf(snapshot, view) {
   const { state, status, reason } = snapshot;
   if (state === "loading") return [note("Waiting for the first reading")];
-  if (state === "error" || state === "disconnected") return [note(`No reading: ${reason}. Trying again every 3 s.`)];
+  if (state === "error" || state === "disconnected") return [note(`No reading: ${reason}. Trying again every ${view.pollSeconds} s.`)];
   if (!status || status.devices.length === 0) return [note("No GPU: ComfyUI runs on the CPU, so there is no VRAM to watch.")];
-  return [...status.devices.map(deviceSection), ...status.pipelines.map(pipelineSection), ...otherModels(status)];
+  const several = status.devices.length > 1;
+  return [
+    ...status.devices.map((device) => deviceSection(device, view, several)),
+    ...status.pipelines.map(pipelineSection),
+    ...otherModels(status),
+  ];
 }
 
-/** @param {Device[]} devices @returns {Device | null} */
-function fullest(devices) {
+/** @param {Device[]} devices @param {View["card"]} card @returns {Device | null} */
+function chosen(devices, card) {
+  const wanted = devices.find((d) => d.index === card);
+  if (wanted) return wanted;
   return devices.reduce((/** @type {Device | null} */ most, d) => (most && most.pressure >= d.pressure ? most : d), null);
 }
 
-/** @param {Device} device @returns {Reading} */
-function cardReading(device) {
-  const level = levelOf(device.pressure);
+/** @param {Device} device @param {View} view @param {boolean} several @returns {Reading} */
+function cardReading(device, view, several) {
+  const level = view.level(device);
   const pressure = wholePercent(device.pressure);
-  const amount = `${gigabytes(device.used)} of ${size(device.total)}`;
+  const used = wholePercent((100 * device.used) / device.total);
+  const figure = view.shows === "used" ? used : pressure;
+  const held = `${gigabytes(device.used)} of ${size(device.total)}`;
+  const amount = level === "critical" ? `${size(device.reclaimableFree)} left` : held;
+  const name = several ? `GPU ${device.index}, ` : "";
+  const told = view.shows === "used" ? `VRAM ${used} percent used, pressure ${pressure} percent` : `VRAM pressure ${pressure} percent`;
   return {
     state: "ok",
     level,
+    figure,
     pressure,
-    headline: `${pressure} %`,
-    amount,
-    spoken: `VRAM pressure ${pressure} percent, ${level}, ${amount} used`,
+    label: view.shows === "used" ? "VRAM used" : "VRAM pressure",
+    headline: view.shows === "used" ? `${figure} % used` : `${figure} %`,
+    word: LEVEL_WORDS[level],
+    amount: [several ? `GPU ${device.index}:` : "", amount, device.stale ? "(old)" : ""].filter(Boolean).join(" "),
+    spoken: `${name}${told}, ${LEVEL_WORDS[level] || "ok"}, ${held} used${device.stale ? ", an old reading" : ""}`,
     shares: sharesOf(device),
     device,
+    stale: device.stale,
   };
 }
 
@@ -102,10 +133,11 @@ function clamp(value, most) {
   return Math.min(Math.max(0, value), Math.max(0, most));
 }
 
-/** @param {Device} device @returns {Section} */
-function deviceSection(device) {
+/** @param {Device} device @param {View} view @param {boolean} several @returns {Section} */
+function deviceSection(device, view, several) {
+  const level = LEVEL_WORDS[view.level(device)];
   const rows = [
-    { label: "Pressure", value: `${wholePercent(device.pressure)} %` },
+    { label: "Pressure", value: `${wholePercent(device.pressure)} %${level ? `, ${level}` : ""}` },
     { label: "Total", value: size(device.total) },
     { label: "Used", value: `${size(device.used)} (${wholePercent((100 * device.used) / device.total)} %)` },
     { label: "Free", value: size(device.free) },
@@ -116,25 +148,36 @@ function deviceSection(device) {
     { label: "Other programs", value: sizeOrUnknown(device.others) },
   ];
   if (device.stale) rows.push({ label: "Reading", value: `${Math.round(device.age)} s old` });
-  return { title: device.name, rows };
+  return { title: several ? deviceWords(device) : device.name, rows };
 }
 
 /** @param {Pipeline} pipeline @returns {Section} */
 function pipelineSection(pipeline) {
   return {
-    title: pipeline.state ? `Pipeline ${pipeline.name}, ${pipeline.state}` : `Pipeline ${pipeline.name}`,
-    rows: pipeline.components.map((c) => ({
-      label: `${c.name} (${roleWord(c.role)})`,
-      value: `${size(c.bytes)}, ${placementWords(c)}`,
-    })),
+    title: `Pipeline ${pipeline.name}, ${pipeline.state}`,
+    dot: pipeline.state,
+    rows: pipeline.components.map((component) => {
+      const dot = dotOf(component, pipeline.state);
+      const { name, role, bytes } = component;
+      return { label: `${name} (${roleWord(role)})`, value: `${size(bytes)}, ${placementWords(component)}, ${dot}`, dot };
+    }),
   };
+}
+
+/** @param {Component} component @param {Pipeline["state"]} state @returns {Dot} */
+function dotOf(component, state) {
+  if (component.placement === "cpu") return "offloaded";
+  return state === "active" ? "active" : "idle";
 }
 
 /** @param {Status} status @returns {Section[]} */
 function otherModels(status) {
   const rows = status.models
     .filter((m) => !m.registered)
-    .map((m) => ({ label: m.name, value: `${size(m.bytesOnCard)} of ${size(m.bytes)} on the card` }));
+    .map((m) => {
+      const dot = /** @type {Dot} */ (m.bytesOnCard === 0 ? "offloaded" : m.inUse ? "active" : "idle");
+      return { label: m.name, value: `${size(m.bytesOnCard)} of ${size(m.bytes)} on the card, ${dot}`, dot };
+    });
   return rows.length ? [{ title: "Other models ComfyUI holds", rows }] : [];
 }
 

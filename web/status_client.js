@@ -1,9 +1,10 @@
 // Asks the server how full the card is: every few seconds, sooner when something happens, never when nobody looks.
 
-import { jsonOf, readStatus } from "./answers.js";
+import { jsonOf } from "./fields.js";
+import { readStatus } from "./status.js";
 
 /**
- * @import { Status } from "./answers.js"
+ * @import { Status } from "./status.js"
  *
  * @typedef {"loading" | "ok" | "no_gpu" | "error" | "disconnected"} ClientState
  *
@@ -13,7 +14,7 @@ import { jsonOf, readStatus } from "./answers.js";
  * @property {string} reason why the state is error or disconnected, else ""
  */
 
-export const POLL_MS = 3000;
+export const POLL_SECONDS = 3;
 /** Two updates a second at most, however many events arrive. */
 export const SPACING_MS = 500;
 export const TIMEOUT_MS = 5000;
@@ -21,6 +22,7 @@ export const TIMEOUT_MS = 5000;
 export class StatusClient {
   /** @type {Snapshot} */
   snapshot = { state: "loading", status: null, reason: "" };
+  pollSeconds = POLL_SECONDS;
 
   #running = false;
   #hidden = false;
@@ -109,7 +111,7 @@ export class StatusClient {
     if (this.#inFlight !== controller) return; // stopped, and perhaps started again, meanwhile
     this.#inFlight = null;
     this.#publish(next);
-    this.#schedule(this.#againAfterwards ? 0 : POLL_MS);
+    this.#schedule(this.#againAfterwards ? 0 : 1000 * this.pollSeconds);
   }
 
   /** @param {AbortSignal} signal */

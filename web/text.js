@@ -1,13 +1,28 @@
 // Numbers and words: every figure and sentence the browser side shows is made here.
 
-/** @import { Component, Phase } from "./answers.js" */
-/** @typedef {"ok" | "high" | "critical"} Level */
+/**
+ * @import { Fix, Phase } from "./answers.js"
+ * @import { Component, Device } from "./status.js"
+ * @import { Level } from "./levels.js"
+ */
 
 const GIB = 2 ** 30;
 const MIB = 2 ** 20;
 
-/** The bands of pressure, in percent: green below `high`, amber below `critical`, red from there. */
-export const BANDS = Object.freeze({ high: 60, critical: 80 });
+/** What stands beside a percentage; nothing stands beside a low one. @type {Readonly<Record<Level, string>>} */
+export const LEVEL_WORDS = Object.freeze({ ok: "", high: "high", very_high: "very high", critical: "critical" });
+
+/** What a fix does to the result. @type {Readonly<Record<Fix["picture"], string>>} */
+const PICTURE_WORDS = Object.freeze({
+  "": "",
+  nothing: "the same picture",
+  slower: "the same picture, later",
+  tiled: "decoded in overlapping tiles, whose seams may show faintly",
+  fewer: "fewer videos at once, each the same",
+  lower_precision: "nearly the same picture: the weights are less precise",
+  shorter: "a shorter video",
+  smaller: "a smaller picture",
+});
 
 /** @type {Readonly<Record<Component["role"], string>>} */
 const ROLE_WORDS = Object.freeze({
@@ -17,12 +32,6 @@ const ROLE_WORDS = Object.freeze({
   clip_vision: "CLIP vision",
   other: "model",
 });
-
-/** @param {number} pressure percent @returns {Level} */
-export function levelOf(pressure) {
-  if (pressure >= BANDS.critical) return "critical";
-  return pressure >= BANDS.high ? "high" : "ok";
-}
 
 /**
  * Whole percent, rounded down: 59.9 shown as 60 would contradict its green.
@@ -53,7 +62,7 @@ export function roleWord(role) {
   return Object.hasOwn(ROLE_WORDS, role) ? ROLE_WORDS[/** @type {Component["role"]} */ (role)] : ROLE_WORDS.other;
 }
 
-/** Where a component is, in words. @param {Component} component */
+/** Where a component is, in words. @param {Pick<Component, "placement" | "bytes" | "bytesOnCard">} component */
 export function placementWords(component) {
   if (component.placement === "gpu") return "on the card";
   if (component.placement === "cpu") return "in RAM";
@@ -77,4 +86,14 @@ export function neededWords(needed) {
   const upper = gigabytes(needed.upper);
   const spread = lower === upper ? "" : ` (${lower} to ${upper})`;
   return `${size(needed.expected)}${spread}`;
+}
+
+/** What a fix changes in the result and in time: "a shorter video; streams 2.6 GB per step". @param {Fix} fix */
+export function costWords(fix) {
+  return [PICTURE_WORDS[fix.picture], fix.cost].filter(Boolean).join("; ");
+}
+
+/** "GPU 1: NVIDIA L4". @param {Device} device */
+export function deviceWords(device) {
+  return `GPU ${device.index}: ${device.name}`;
 }

@@ -1,15 +1,24 @@
 // VRAM Headroom in the browser: the one extension that ComfyUI registers. The other files here do nothing by being imported.
 
+import { Accidents } from "./accidents.js";
+import { Badge } from "./badge.js";
 import { Bar } from "./bar.js";
 import * as comfy from "./comfy.js";
+import { commands, menu } from "./commands.js";
+import { Dialogs } from "./dialogs.js";
 import { addStylesheet } from "./dom.js";
 import { Preflight } from "./preflight.js";
-import { question } from "./question.js";
+import { Remembered } from "./remembered.js";
 import { keepWhatIsSaid } from "./said.js";
-import { ASK, choices, settings, SHOW_BAR } from "./settings.js";
+import { CARD, choices, settings } from "./settings.js";
 import { StatusClient } from "./status_client.js";
+import { deviceWords, size, wholePercent } from "./text.js";
 
-/** @import { Choices } from "./settings.js" */
+/**
+ * @import { Accident } from "./accidents.js"
+ * @import { Choices } from "./settings.js"
+ * @import { Device } from "./status.js"
+ */
 
 /** Moments at which memory moves or is about to. */
 const MEMORY_EVENTS = Object.freeze(["executing", "execution_start", "execution_success", "execution_error", "status", "reconnected"]);
@@ -21,17 +30,23 @@ let stopPlacing = () => {};
 let isSetUp = false;
 
 const client = new StatusClient(comfy.fetchStatus, (snapshot) => bar?.show(snapshot));
+const badge = new Badge();
+const accidents = new Accidents();
+const remembered = new Remembered(localStorage);
+const dialogs = new Dialogs(remembered, () => ({ ...choices(comfy.setting) }));
 
 const preflight = new Preflight({
   api: comfy.api,
   app: comfy.app,
   check: comfy.fetchCheck,
-  enforces: () => choices(comfy.setting)[ASK] === "enforce",
+  enforces: () => choices(comfy.setting).ask === "enforce",
   allow: comfy.allowOnce,
-  question,
+  question: (answer, prompt, refused) => dialogs.beforeQueueing(answer, prompt, refused),
   toast: comfy.toast,
   autoQueueIsOn: comfy.autoQueueIsOn,
   cancelled: comfy.cancelled,
+  remembered,
+  onPosted: (posted) => void ranOut(accidents.note(posted)),
   onChecked: (note) => {
     lastCheck = note;
     bar?.showCheck(note);
@@ -41,6 +56,9 @@ const preflight = new Preflight({
 function showBar() {
   if (bar) return;
   bar = new Bar();
+  bar.onCard = (card) => void comfy.setSetting(CARD, card);
+  bar.onCritical = warn;
+  bar.onReading = (reading) => badge.show(reading);
   if (lastCheck) bar.showCheck(lastCheck);
   stopPlacing = comfy.placeInMenu(bar.element);
   bar.followTheme();
@@ -52,35 +70,90 @@ function hideBar() {
   stopPlacing();
   bar?.remove();
   bar = null;
+  badge.show(null);
+}
+
+/** @param {Device} device */
+function warn(device) {
+  const detail = `${deviceWords(device)}: ${wholePercent(device.pressure)} % cannot be given back, ${size(device.reclaimableFree)} are left.`;
+  comfy.toast({ severity: "warn", summary: "VRAM is nearly full", detail });
 }
 
 /** @param {Choices} chosen */
-function apply(chosen) {
-  if (chosen[SHOW_BAR]) showBar();
+function follow(chosen) {
+  client.pollSeconds = chosen.pollSeconds;
+  if (chosen.showBar) showBar();
   else hideBar();
-  if (chosen[ASK] === "off") preflight.remove();
+  bar?.choose({ shows: chosen.barShows, card: chosen.card, pollSeconds: chosen.pollSeconds, criticalAt: chosen.warnAt });
+  if (chosen.ask === "off") preflight.remove();
   else preflight.install();
 }
 
 /** @param {string} changedId @param {unknown} value */
 function settingChanged(changedId, value) {
-  if (isSetUp) apply(choices((id) => (id === changedId ? value : comfy.setting(id))));
+  if (isSetUp) follow(choices((id) => (id === changedId ? value : comfy.setting(id))));
+}
+
+/** @param {Accident | null} accident */
+async function ranOut(accident) {
+  if (!accident || choices(comfy.setting).ask === "off") return;
+  if (accident.posted.auto) {
+    comfy.toast({ severity: "warn", summary: `${accident.node} ran out of memory`, detail: accident.posted.answer?.message ?? accident.message });
+    return;
+  }
+  try {
+    await dialogs.afterRunningOut(accident, await preflight.ask(accident.posted.output));
+  } catch {
+    // without a check there is nothing to add to what ComfyUI shows itself
+  }
+}
+
+const COMMANDS = commands({
+  checkGraph: async () => {
+    try {
+      const { output } = await comfy.app.graphToPrompt();
+      await dialogs.asked(await preflight.ask(output), output);
+    } catch (error) {
+      comfy.toast({ severity: "error", summary: "The graph could not be checked", detail: error instanceof Error ? error.message : String(error) });
+    }
+  },
+  freeAll: () => told(comfy.freeAll(), "ComfyUI unloads all models", "Now, or as soon as the prompt that runs has ended."),
+});
+
+/** @param {Promise<Response>} request @param {string} summary @param {string} detail */
+async function told(request, summary, detail) {
+  try {
+    const response = await request;
+    if (!response.ok) throw new Error(`the server answered ${response.status}`);
+    comfy.toast({ severity: "success", summary, detail });
+    client.refresh();
+  } catch (error) {
+    comfy.toast({ severity: "error", summary: "That did not work", detail: error instanceof Error ? error.message : String(error) });
+  }
 }
 
 comfy.registerExtension({
   name: "VRAMHeadroom",
   settings: settings(settingChanged),
   beforeRegisterNodeDef: keepWhatIsSaid,
+  commands: COMMANDS,
+  menuCommands: menu(COMMANDS),
+  aboutPageBadges: [{ label: "VRAM Headroom: what it sees now", url: comfy.api.apiURL("/v1/hardware/vram"), icon: "pi pi-microchip" }],
+  get topbarBadges() {
+    return badge.badges;
+  },
   init() {
     comfy.onEvents(MEMORY_EVENTS, () => client.refresh());
     comfy.onEvents(["reconnecting"], () => client.connectionLost());
+    comfy.onExecutionError((detail) => void ranOut(accidents.from(detail)));
     document.addEventListener("visibilitychange", () => client.setHidden(document.hidden));
   },
   setup() {
     addStylesheet("bar.css");
     addStylesheet("question.css");
     addStylesheet("said.css");
+    badge.connect();
     isSetUp = true;
-    apply(choices(comfy.setting));
+    follow(choices(comfy.setting));
   },
 });

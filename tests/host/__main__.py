@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--step-seconds", type=float, default=0.2, help="how long one forward takes, to watch it")
     parser.add_argument("--models", type=Path, help="a models folder; default: official names and sizes, made up")
     parser.add_argument("--template", default="video_wan2_2_14B_t2v", help="official workflow to open; '' for none")
+    parser.add_argument("--frontend", type=Path, help="a folder with another comfyui_frontend_package")
     parser.add_argument("--custom-nodes", type=Path, action="append", default=[], help="a further custom node to load")
     parser.add_argument("--no-pack", action="store_true", help="leave this pack out")
     parser.add_argument("--verbose", action="store_true")
@@ -91,6 +92,7 @@ def main() -> None:
                 template=options.template or None,
                 dynamic=options.dynamic_vram,
                 aimdo=options.aimdo,
+                frontend=options.frontend and options.frontend.resolve(),
             )
         )
         importlib.import_module("standin.example").write_example_image(base / "input" / "example.png")

@@ -83,6 +83,7 @@ def start_host(
     step_seconds: float = 0.0,
     dynamic: bool = False,
     aimdo: str = "0.4.13",
+    frontend: Path | None = None,
 ) -> HostProcess:
     """Returns once the host answers. Raises RuntimeError with its log when it does not come up.
 
@@ -91,6 +92,8 @@ def start_host(
     command = [sys.executable, "-m", "tests.host", "--port", "0", "--verbose"]
     command += ["--vram-gb", str(vram_gb), "--others-gb", str(others_gb), "--step-seconds", str(step_seconds)]
     command += ["--template", template]
+    if frontend is not None:
+        command += ["--frontend", str(frontend)]
     if models is not None:
         command += ["--models", str(models)]
     for folder in custom_nodes:

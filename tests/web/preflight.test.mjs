@@ -46,40 +46,43 @@ class FakeApp {
 
 class FakeApi {
   posts = /** @type {any[][]} */ ([]);
-  refuse = false;
+  refuse = /** @type {boolean | Error} */ (false);
 
   /** @param {...any} args */
   async queuePrompt(...args) {
     this.posts.push(args);
-    if (this.refuse) throw new Error("refused");
+    if (this.refuse) throw this.refuse instanceof Error ? this.refuse : new Error("refused");
     return { prompt_id: String(this.posts.length) };
   }
 }
 
 /**
  * @param {Partial<{
- *   answer: (body: any, signal: AbortSignal) => any, decide: (answer: any) => any, auto: boolean, enforces: boolean,
- *   allow: (signal: AbortSignal) => Promise<unknown>,
+ *   answer: (body: any, signal: AbortSignal) => any, decide: (answer: any, prompt: any) => any, auto: boolean, enforces: boolean,
+ *   allow: (signal: AbortSignal) => Promise<unknown>, remembered: Set<string>,
  * }>} [how]
  */
 function page(how = {}) {
   const api = new FakeApi();
   const app = new FakeApp(api);
-  const seen = { checks: /** @type {any[]} */ ([]), questions: /** @type {any[]} */ ([]), toasts: /** @type {any[]} */ ([]), notes: /** @type {string[]} */ ([]), allowed: /** @type {any[]} */ ([]) };
+  const seen = { checks: /** @type {any[]} */ ([]), fixes: /** @type {any[]} */ ([]), questions: /** @type {any[]} */ ([]), toasts: /** @type {any[]} */ ([]), notes: /** @type {string[]} */ ([]), allowed: /** @type {any[]} */ ([]), posted: /** @type {any[]} */ ([]) };
   const ways = {
-    answer: () => response(answerJson("fits")), decide: () => "run", auto: false, enforces: false, allow: async () => {}, ...how,
+    answer: () => response(answerJson("fits")), decide: () => "run", auto: false, enforces: false, allow: async () => {}, remembered: new Set(), ...how,
   };
   const preflight = new Preflight({
     api,
     app,
     check: async (body, signal) => {
-      seen.checks.push(JSON.parse(body));
+      (JSON.parse(body).fixes ? seen.fixes : seen.checks).push(JSON.parse(body));
       return ways.answer(JSON.parse(body), signal);
     },
-    question: async (answer) => {
-      seen.questions.push(answer);
-      return ways.decide(answer);
+    question: async (answer, prompt, refused) => {
+      seen.questions.push({ ...answer, refused });
+      const decided = await ways.decide(answer, prompt);
+      return typeof decided === "string" ? { choice: decided, remember: false } : decided;
     },
+    remembered: { has: (graph) => ways.remembered.has(graph), set: (graph, wanted) => (wanted ? ways.remembered.add(graph) : ways.remembered.delete(graph)) },
+    onPosted: (posted) => seen.posted.push(posted),
     toast: (toast) => seen.toasts.push(toast),
     enforces: () => ways.enforces,
     allow: async (body, signal) => {
@@ -102,7 +105,7 @@ test("what fits is queued with its own arguments and nothing is said", async () 
   const { api, app, seen } = page();
   await app.queuePrompt(-1, 1, { queueNodeIds: ["3"] });
   assert.deepEqual(api.posts.map(([number, , options]) => [number, options.partialExecutionTargets]), [[-1, ["3"]]]);
-  assert.deepEqual(seen.checks, [{ prompt: { 3: { class_type: "KSampler", inputs: { seed: 1, steps: 20 } } }, partial_execution_targets: ["3"] }]);
+  assert.deepEqual(seen.checks, [{ prompt: { 3: { class_type: "KSampler", inputs: { seed: 1, steps: 20 } } }, partial_execution_targets: ["3"], fixes: false }]);
   assert.deepEqual([seen.questions.length, seen.toasts.length, seen.notes], [0, 0, ["fits"]]);
 });
 
@@ -130,16 +133,12 @@ test("where cancelling returns instead of throwing, the rest of the batch is can
   const { api, app, seen, preflight } = page({ answer: saying("does_not_fit"), decide: () => "cancel" });
   preflight.remove();
   const quiet = new Preflight({
+    ...partsOf(),
     api,
     app,
     check: async () => response(answerJson("does_not_fit")),
-    question: async (answer) => (seen.questions.push(answer), "cancel"),
-    toast: () => {},
-    enforces: () => false,
-    allow: async () => {},
-    autoQueueIsOn: () => false,
+    question: async (answer) => (seen.questions.push(answer), { choice: "cancel", remember: false }),
     cancelled: () => ({ node_errors: {} }),
-    onChecked: () => {},
   });
   quiet.install();
   await app.queuePrompt(0, 3);
@@ -316,7 +315,9 @@ test("a cancelled prompt blames nobody", async () => {
 function partsOf() {
   return {
     check: async () => response(answerJson("fits")),
-    question: async () => /** @type {const} */ ("run"),
+    question: async () => ({ choice: /** @type {const} */ ("run"), remember: false }),
+    remembered: { has: () => false, set: () => {} },
+    onPosted: () => {},
     toast: () => {},
     enforces: () => false,
     allow: async () => {},
@@ -356,4 +357,89 @@ test("if letting through fails the prompt is posted all the same, and the server
   await app.queuePrompt(0);
   assert.equal(api.posts.length, 1);
   assert.ok(seen.notes.includes("not allowed: server gone"));
+});
+
+test("what does not fit is asked about with its fixes, which are looked for only then", async () => {
+  const { app, seen, ways } = page();
+  await app.queuePrompt(0);
+  assert.equal(seen.fixes.length, 0);
+  ways.answer = () => response(answerJson("does_not_fit"));
+  await app.queuePrompt(0);
+  assert.deepEqual([seen.checks.length, seen.fixes.length], [2, 1]);
+  assert.deepEqual(seen.questions[0].fixes.map((/** @type {any} */ fix) => fix.id), ["shorter_video", "tiled_decode", "flag_lowvram"]);
+});
+
+test("fixes that can't be had do not hold up the question", async () => {
+  const { app, seen } = page({ answer: (body) => (body.fixes ? response("boom", 500) : response({ verdict: "does_not_fit", message: "Short by 6 GB." })) });
+  await app.queuePrompt(0);
+  assert.deepEqual(seen.questions.map((/** @type {any} */ q) => [q.message, q.fixes.length]), [["Short by 6 GB.", 0]]);
+});
+
+test("an applied fix is what is posted, and its step of undo ends when all of the batch is queued", async () => {
+  const { api, app, seen, ways } = page({ answer: saying("does_not_fit") });
+  const order = /** @type {string[]} */ ([]);
+  const fixed = { 3: { class_type: "KSampler", inputs: { seed: 1, steps: 10 } } };
+  ways.decide = () => {
+    app.graph[3].inputs.steps = 10;
+    ways.answer = () => response(answerJson("fits"));
+    return { choice: "apply", remember: false, applied: { queued: { output: fixed, workflow: { fixed: true } }, done: () => order.push(`done after ${api.posts.length}`) } };
+  };
+  await app.queuePrompt(0, 3);
+  assert.deepEqual(api.posts.map(([, data]) => data.output[3].inputs.steps), [10, 10, 10]);
+  assert.deepEqual(api.posts[0]?.[1].workflow, { fixed: true });
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual([order, seen.questions.length], [["done after 3"], 1]);
+});
+
+test("a graph that is not to be asked about is told of and queued, through enforcement too, and cancelling remembers nothing", async () => {
+  const { api, app, seen, ways } = page({ answer: saying("does_not_fit"), enforces: true });
+  ways.decide = () => ({ choice: "cancel", remember: true });
+  await app.queuePrompt(0);
+  assert.deepEqual([seen.questions.length, api.posts.length], [1, 0]);
+  ways.decide = () => ({ choice: "run", remember: true });
+  await app.queuePrompt(0);
+  await app.queuePrompt(0);
+  assert.deepEqual([seen.questions.length, api.posts.length, seen.allowed.length], [2, 2, 2]);
+  assert.deepEqual(seen.toasts.map((/** @type {any} */ toast) => toast.summary), ["Does not fit this card"]);
+  app.graph[3].inputs.steps = 21;
+  await app.queuePrompt(0);
+  assert.equal(seen.questions.length, 3);
+});
+
+test("system memory that is short has a note of its own", async () => {
+  const ram = { verdict: "does_not_fit", message: "Short by 3 GB of memory.", needed_bytes: 8, available_bytes: 5 };
+  const { app, seen } = page({ answer: () => response({ ...answerJson("fits_with_offload"), ram }) });
+  await app.queuePrompt(0);
+  assert.deepEqual(seen.toasts.map((/** @type {any} */ toast) => [toast.severity, toast.detail]), [
+    ["info", "It is fits_with_offload."],
+    ["warn", "Short by 3 GB of memory."],
+  ]);
+});
+
+test("a refusal by the server opens the question, and insisting lets it through though this browser only warns", async () => {
+  const { api, app, seen, ways } = page({ answer: saying("fits") });
+  const refusal = Object.assign(new Error("no"), { response: { error: { extra_info: { vram_headroom: { verdict: "does_not_fit" } } } } });
+  api.refuse = refusal;
+  ways.decide = () => {
+    api.refuse = false;
+    return "run";
+  };
+  await app.queuePrompt(0);
+  assert.deepEqual([seen.questions.length, seen.questions[0].refused, api.posts.length, seen.allowed.length], [1, true, 2, 1]);
+  api.refuse = refusal;
+  await app.queuePrompt(0, 1, { intent: { trigger_source: "auto_queue" } });
+  assert.deepEqual([seen.questions.length, app.errors.at(-1)], [1, refusal]);
+});
+
+test("who posted what is told, so that an accident later can be explained", async () => {
+  const { app, seen } = page({ answer: saying("fits") });
+  await app.queuePrompt(0, 2);
+  assert.deepEqual(seen.posted.map((/** @type {any} */ p) => [p.id, p.answer.verdict, p.auto]), [["1", "fits", false], ["2", "fits", false]]);
+});
+
+test("a search for fixes that takes the server longer than it waits is asked for again", async () => {
+  let busy = 2;
+  const { app, seen } = page({ answer: (body) => (body.fixes && busy-- > 0 ? response("slow", 503) : response(answerJson("does_not_fit"))) });
+  await app.queuePrompt(0);
+  assert.deepEqual([seen.fixes.length, seen.questions[0].fixes.length], [3, 3]);
 });

@@ -69,6 +69,7 @@ export function answerJson(verdict, message = `It is ${verdict}.`) {
         steps: 20,
         cfg: 3.5,
         resident_bytes: 14 * GB,
+        other_models_bytes: 2 * GB,
         streamed_bytes: 0,
         activation_bytes: { expected: 7 * GB, lower: 6 * GB, upper: 8 * GB },
         peak_allocated_bytes: { expected: 21 * GB, lower: 20 * GB, upper: 22 * GB },
@@ -76,6 +77,30 @@ export function answerJson(verdict, message = `It is ${verdict}.`) {
         short_bytes: 6 * GB,
       },
     ],
+    fixes: [
+      {
+        id: "shorter_video",
+        title: "Make the video 53 frames long instead of 81",
+        changes: [{ node_id: "3", input: "length", value: 53, old: 81 }],
+        saves_bytes: GB,
+        cost: "",
+        picture: "shorter",
+        verdict: "fits",
+        note: "",
+      },
+      {
+        id: "tiled_decode",
+        title: "Decode in tiles",
+        changes: [{ node_id: "8", class_type: "VAEDecodeTiled", inputs: { samples: ["3", 0] }, old_class_type: "VAEDecode", old_inputs: {} }],
+        saves_bytes: 0,
+        cost: "2 tiles",
+        picture: "tiled",
+        verdict: "fits",
+        note: "",
+      },
+      { id: "flag_lowvram", title: "Start ComfyUI with --lowvram", changes: [], saves_bytes: GB, cost: "", picture: "slower", verdict: "fits", note: "" },
+    ],
+    ram: null,
     assumptions: ["Node Foo is not known."],
   };
 }

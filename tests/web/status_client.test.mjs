@@ -3,8 +3,10 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { POLL_MS, SPACING_MS, StatusClient, TIMEOUT_MS } from "../../web/status_client.js";
+import { POLL_SECONDS, SPACING_MS, StatusClient, TIMEOUT_MS } from "../../web/status_client.js";
 import { deviceJson, response, statusJson } from "./samples.mjs";
+
+const POLL_MS = 1000 * POLL_SECONDS;
 
 const settled = () => new Promise((resolve) => setImmediate(resolve));
 

@@ -3,16 +3,19 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { gigabytes, levelOf, neededWords, placementWords, roleWord, shapeWords, size, sizeOrUnknown, wholePercent } from "../../web/text.js";
+import { levelOf } from "../../web/levels.js";
+import { costWords, gigabytes, neededWords, placementWords, roleWord, shapeWords, size, sizeOrUnknown, wholePercent } from "../../web/text.js";
 import { GB } from "./samples.mjs";
-
-test("the bands are green below 60, amber below 80, red from 80", () => {
-  const levels = [0, 59, 59.99, 60, 79, 79.99, 80, 89, 90, 100].map(levelOf);
-  assert.deepEqual(levels, ["ok", "ok", "ok", "high", "high", "high", "critical", "critical", "critical", "critical"]);
-});
 
 test("a shown percentage never contradicts its band", () => {
   for (let tenths = 0; tenths <= 1000; tenths++) assert.equal(levelOf(wholePercent(tenths / 10)), levelOf(tenths / 10));
+});
+
+test("a fix says what it does to the picture and what it costs in time", () => {
+  const fix = { id: "x", title: "x", changes: [], saves: 0, note: "" };
+  assert.equal(costWords({ ...fix, picture: "shorter", cost: "streams 2.6 GB per step" }), "a shorter video; streams 2.6 GB per step");
+  assert.equal(costWords({ ...fix, picture: "nothing", cost: "" }), "the same picture");
+  assert.equal(costWords({ ...fix, picture: "", cost: "" }), "");
 });
 
 test("a percentage stays between 0 and 100", () => {

@@ -24,7 +24,9 @@ def _package(name: str) -> Path:
 
 
 def static_folder() -> Path:
-    return _package("comfyui_frontend_package") / "static"
+    other = settings.current().frontend
+    package = _package("comfyui_frontend_package") if other is None else other / "comfyui_frontend_package"
+    return package / "static"
 
 
 def templates_folder() -> Path:

@@ -20,6 +20,8 @@ class Settings:
     """DynamicVRAM: models in comfy-aimdo's pages, ComfyUI's default on NVIDIA cards since 0.16."""
     aimdo: str = "0.4.13"
     """The comfy-aimdo that is played: 0.4.13, which ComfyUI 0.33 asks for, or 0.6.0."""
+    frontend: Path | None = None
+    """A folder with another comfyui_frontend_package than the installed one."""
 
 
 _current: Settings | None = None

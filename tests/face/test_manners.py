@@ -1,47 +1,15 @@
 """The question's manners in real Chromium: it never stands in the way, never asks twice, never asks a machine."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
-from chromium import chromium
-from host.process import HostProcess, start_host
+from host.process import HostProcess
 from playwright.sync_api import Browser, Response, Route, expect
-from session import QUESTION, Session
-
-CHECK = "**/api/v1/hardware/vram/check"
-QUEUE = """([count, trigger]) => {
-    window.comfyAPI.app.app.queuePrompt(0, count, trigger ? { intent: { trigger_source: trigger } } : undefined);
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[HostProcess]:
-    with start_host(vram_gb=1, template="text_to_video_wan") as running:
-        yield running
-
-
-@pytest.fixture
-def session(host: HostProcess, browser: Browser) -> Iterator[Session]:
-    opened = Session(host.url, browser)
-    yield opened
-    opened.page.close()
-    host.post("/interrupt")
-    host.post("/queue", {"clear": True})
-
-
-def queue(session: Session, count: int = 1, trigger: str | None = None) -> None:
-    session.page.evaluate(QUEUE, [count, trigger])
+from session import BAR, CHECK, QUESTION, Session
 
 
 def test_a_batch_is_asked_about_once_and_run_anyway_queues_all_of_it(session: Session) -> None:
-    queue(session, count=3)
+    session.queue(3)
     seen: list[str] = []
 
     def is_third(response: Response) -> bool:
@@ -50,14 +18,13 @@ def test_a_batch_is_asked_about_once_and_run_anyway_queues_all_of_it(session: Se
         return len(seen) == 3
 
     with session.page.expect_response(is_third):
-        session.page.locator(QUESTION).get_by_role("button", name="Run anyway").click()
-    expect(session.page.locator(QUESTION)).to_be_hidden()
+        session.question.get_by_role("button", name="Run anyway").click()
     assert session.posted == 3
     assert session.checks == 1
 
 
 def test_a_cancelled_batch_posts_nothing(session: Session) -> None:
-    queue(session, count=3)
+    session.queue(3)
     session.page.locator(QUESTION).get_by_role("button", name="Cancel").click()
     expect(session.page.locator(QUESTION)).to_be_hidden()
     expect(session.page.get_by_text("Job queuing")).to_be_hidden(timeout=20_000)
@@ -66,7 +33,7 @@ def test_a_cancelled_batch_posts_nothing(session: Session) -> None:
 
 
 def test_ctrl_enter_behind_the_question_queues_nothing(session: Session) -> None:
-    queue(session)
+    session.queue()
     expect(session.page.locator(QUESTION)).to_be_visible()
     session.page.keyboard.press("Control+Enter")
     session.page.keyboard.press("Escape")
@@ -77,7 +44,7 @@ def test_ctrl_enter_behind_the_question_queues_nothing(session: Session) -> None
 
 def test_auto_queue_never_meets_a_dialog(session: Session) -> None:
     with session.page.expect_response(lambda response: response.url.endswith("/api/prompt")):
-        queue(session, trigger="auto_queue")
+        session.queue(trigger="auto_queue")
     expect(session.toast("Short by")).to_be_visible()
     expect(session.page.locator(QUESTION)).to_be_hidden()
 
@@ -85,13 +52,13 @@ def test_auto_queue_never_meets_a_dialog(session: Session) -> None:
 @pytest.mark.parametrize("status", [404, 500])
 def test_a_check_that_fails_lets_the_prompt_through(session: Session, status: int) -> None:
     session.page.route(CHECK, lambda route: route.fulfill(status=status, body="no"))
-    session.press(lambda: queue(session))
+    session.press(session.queue)
     expect(session.page.locator(QUESTION)).to_be_hidden()
 
 
 def test_a_check_of_another_shape_lets_the_prompt_through(session: Session) -> None:
     session.page.route(CHECK, lambda route: route.fulfill(json={"verdict": ["does_not_fit"], "message": 5}))
-    session.press(lambda: queue(session))
+    session.press(session.queue)
     expect(session.page.locator(QUESTION)).to_be_hidden()
 
 
@@ -99,7 +66,7 @@ def test_a_check_that_hangs_lets_the_prompt_through_after_a_second_and_a_half(se
     held: list[Route] = []
     session.page.route(CHECK, lambda route: held.append(route))
     started = time.monotonic()
-    session.press(lambda: queue(session))
+    session.press(session.queue)
     assert 1.4 < time.monotonic() - started < 5.0
     assert len(held) == 1
     expect(session.page.locator(QUESTION)).to_be_hidden()
@@ -111,6 +78,6 @@ def test_the_pack_adds_nothing_to_the_console(host: HostProcess, browser: Browse
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(host.url)
-    expect(page.locator("#vram-headroom-bar")).to_have_attribute("data-state", "ok", timeout=30_000)
+    expect(page.locator(BAR)).to_have_attribute("data-state", "ok", timeout=30_000)
     page.close()
     assert [line for line in said if "headroom" in line.lower() or "vram" in line.lower()] == []

@@ -1,0 +1,1 @@
+"""The browser side in real Chromium, on the real front end."""

@@ -1,0 +1,43 @@
+"""One browser for all of this folder, one small card, and one page on it that tests leave as they found it."""
+
+from collections.abc import Iterator
+
+import pytest
+from chromium import chromium
+from host.process import HostProcess, start_host
+from playwright.sync_api import Browser
+from session import Session
+
+TEMPLATE = "text_to_video_wan"
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def host() -> Iterator[HostProcess]:
+    """1 GiB: no WAN graph fits."""
+    with start_host(vram_gb=1, template="") as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def shared(host: HostProcess, browser: Browser) -> Iterator[Session]:
+    opened = Session(host.url, browser, template=TEMPLATE)
+    yield opened
+    opened.page.close()
+
+
+@pytest.fixture
+def session(host: HostProcess, shared: Session) -> Iterator[Session]:
+    """The shared page with the official workflow as it comes, nothing queued, asked or remembered."""
+    shared.begin(TEMPLATE)
+    yield shared
+    host.post("/queue", {"clear": True})
+    host.post("/interrupt")
+    host.get("/_host/idle?timeout=30")
+    host.post("/_host/others", {"bytes": 0})
+    shared.end()

@@ -1,0 +1,33 @@
+// The badge of App Mode, where the menu with the bar is hidden.
+
+import { followed, isInAppMode } from "./comfy.js";
+
+/** @import { Reading } from "./reading.js" */
+
+/** @type {Readonly<Record<string, ComfyBadge["variant"]>>} */
+const VARIANTS = Object.freeze({ high: "warning", very_high: "warning", critical: "error" });
+
+export class Badge {
+  #shown = { text: "", level: "", spoken: "" };
+
+  /** To be called once the front end is there. */
+  connect() {
+    this.#shown = followed({ ...this.#shown });
+  }
+
+  /** @param {Reading | null} reading null: nothing is to be shown */
+  show(reading) {
+    const text = reading ? [reading.figure === null ? reading.headline : `VRAM ${reading.headline}`, reading.word].filter(Boolean).join(" ") : "";
+    if (this.#shown.text === text) return;
+    this.#shown.text = text;
+    this.#shown.level = reading?.level ?? "";
+    this.#shown.spoken = reading?.spoken ?? "";
+  }
+
+  /** @returns {ComfyBadge[]} */
+  get badges() {
+    const { text, level, spoken } = this.#shown;
+    if (!text || !isInAppMode()) return [];
+    return [{ text, variant: VARIANTS[level] ?? "info", icon: "pi pi-microchip", tooltip: spoken }];
+  }
+}
