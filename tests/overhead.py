@@ -1,7 +1,7 @@
 """What the pack costs a prompt: the same prompt of trivial nodes in two hosts, with the pack and without, turn by turn.
 
-The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the prompt run just
-before or after it in the other host, and of those differences the median counts.
+The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the one run
+just before or after it in the other host, and of those differences the median counts.
 """
 
 import random

@@ -8,7 +8,7 @@ from answers import answer, fix
 from client import history_of
 from host.process import HostProcess, start_host
 from playwright.sync_api import Browser, Page, Request, expect
-from session import CHECK, QUESTION, Session
+from session import CHECK, QUESTION, Session, body_of
 
 UNDO_DEPTH = "() => window.comfyAPI.app.app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
 PROMPT = "async () => JSON.parse(JSON.stringify((await window.comfyAPI.app.app.graphToPrompt()).output))"
@@ -27,7 +27,7 @@ def posts_of(page: Page) -> list[dict[str, Any]]:
 
     def note(request: Request) -> None:
         if request.method == "POST" and request.url.endswith("/api/prompt"):
-            bodies.append(request.post_data_json)
+            bodies.append(body_of(request))
 
     page.on("request", note)
     return bodies
@@ -45,7 +45,7 @@ def answers(page: Page, first: dict[str, Any]) -> None:
 
     now = bare(asked)
     fits = {"verdict": "fits", "message": "It fits."}
-    page.route(CHECK, lambda route: route.fulfill(json=first if bare(route.request.post_data_json["prompt"]) == now else fits))
+    page.route(CHECK, lambda route: route.fulfill(json=first if bare(body_of(route.request)["prompt"]) == now else fits))
 
 
 def test_apply_changes_the_canvas_the_posted_prompt_and_the_embedded_workflow_and_one_undo_restores_them(
@@ -94,7 +94,12 @@ def test_a_node_in_a_subgraph_is_replaced_with_its_links_and_comes_back(host: Ho
     wider = {"node_id": "128:74", "input": "width", "value": 512, "old": 640}
     answers(session.page, answer(fix("Decode in tiles", replaced, wider)))
     posts = posts_of(session.page)
-    session.press(lambda: (session.queue(), session.question.get_by_role("button", name="Apply and run").click()))
+
+    def apply() -> None:
+        session.queue()
+        session.question.get_by_role("button", name="Apply and run").click()
+
+    session.press(apply)
     assert posts[0]["prompt"]["128:87"]["class_type"] == "VAEDecodeTiled"
     assert posts[0]["prompt"]["128:87"]["inputs"] == inputs
     assert posts[0]["prompt"]["128:74"]["inputs"]["width"] == 512

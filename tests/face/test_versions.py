@@ -7,7 +7,7 @@ import pytest
 from answers import answer, fix
 from host.process import start_host
 from playwright.sync_api import Browser, expect
-from session import BAR, CHECK, Session
+from session import BAR, CHECK, Session, body_of
 
 VENV = Path(__file__).resolve().parents[2] / ".venv"
 GIB = 1 << 30
@@ -74,7 +74,7 @@ def test_bar_question_fix_and_undo(browser: Browser, version: str, nodes: str) -
             fits = {"verdict": "fits", "message": "It fits."}
 
             def check(route: Any) -> None:
-                whole = route.request.post_data_json["prompt"]["8"]["class_type"] == "VAEDecode"
+                whole = body_of(route.request)["prompt"]["8"]["class_type"] == "VAEDecode"
                 route.fulfill(json=found if whole else fits)
 
             page.unroute(CHECK)
@@ -82,13 +82,13 @@ def test_bar_question_fix_and_undo(browser: Browser, version: str, nodes: str) -
             with page.expect_request(lambda request: request.url.endswith("/api/prompt")) as posted:
                 session.queue()
                 session.question.get_by_role("button", name="Apply and run").click()
-            prompt = posted.value.post_data_json["prompt"]
+            prompt = body_of(posted.value)["prompt"]
             assert (prompt["8"]["class_type"], prompt["8"]["inputs"], prompt["40"]["inputs"]["length"]) == (
                 "VAEDecodeTiled",
                 inputs,
                 17,
             )
-            embedded = posted.value.post_data_json["extra_data"]["extra_pnginfo"]["workflow"]["nodes"]
+            embedded = body_of(posted.value)["extra_data"]["extra_pnginfo"]["workflow"]["nodes"]
             assert next(node["type"] for node in embedded if str(node["id"]) == "8") == "VAEDecodeTiled"
             assert page.evaluate(VALUE, ["40", "length"]) == 17
             page.wait_for_function(STEP_IS_CLOSED)

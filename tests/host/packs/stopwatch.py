@@ -1,7 +1,7 @@
 """A custom node for tests, in the stand-in as in a real ComfyUI: trivial nodes, and what each prompt costs the process.
 
-A prompt is timed from the moment the worker takes it out of the queue to the moment it hands the result in, so that whatever any
-pack puts around `PromptExecutor.execute` lies inside, in whichever order the packs were loaded.
+A prompt is timed from the moment the worker takes it out of the queue to the moment it hands the result in: whatever any pack
+puts around `PromptExecutor.execute` lies inside, in whichever order the packs were loaded.
 """
 
 import asyncio
@@ -76,11 +76,17 @@ class Step:
         return (value + 1,)
 
 
-class End(Step):
+class End:
     """The end of a row of steps."""
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"value": ("INT", {"default": 0})}}
 
     def run(self, value):
         return {"ui": {"value": [value]}}
