@@ -92,9 +92,7 @@ class HostModels:
             return
         running = self._running() is not None
         now = self._clock()
-        self._published = tuple(
-            self._read(entry, patcher, running, None)._replace(taken_at=now) for entry, patcher in elastic
-        )
+        self._published = tuple(self._read(entry, patcher, running, None)._replace(taken_at=now) for entry, patcher in elastic)
 
     def held(self, pinned: Collection[object] = ()) -> tuple[HeldModel, ...]:
         """What is on the card, as the planner takes it. `pinned` are the models, by key, that no load makes leave."""
