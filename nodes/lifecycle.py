@@ -50,8 +50,8 @@ class Lifecycle:
         """Running nodes that hold the caches of a video, with its pipeline and card."""
         self._elastic_pins: tuple[int, tuple[Component, ...]] = (-1, ())
         """With the offloader's revision that they were found at."""
-        self._phases: tuple[Plan | None, dict[str, Phase]] = (None, {})
-        """By node, with the plan that they are of."""
+        self._phases: dict[str, Phase] | None = None
+        """Of the prompt that runs, by node; None as long as there is no plan of it."""
         self.peaks = peaks or PeakLedger(peak_counter(next(iter(pack.monitor.accelerators), None)), self._held)
         self._sampler = sampler or Sampler(self.peaks.sample)
         host = pack.host
@@ -73,6 +73,7 @@ class Lifecycle:
             except ValueError:
                 return None
             self._pack.plans.put(self._prompt.prompt_id, found)
+            self._phases = None
         return found
 
     def rule(self, key: object, policy: VideoComponentPolicy, node_id: str) -> bool:
@@ -88,8 +89,15 @@ class Lifecycle:
     def prompt_started(self, span: PromptSpan) -> None:
         self._prompt = span
         self._pins_said = ""
+        self._phases = None
         self._apply_rulings()
         self.peaks.start_prompt(span.prompt_id)
+        plan = self._pack.plans.get(span.prompt_id)
+        # where no model is expected, the first that comes is early enough
+        if plan is None or not plan.settled:
+            self._sample()
+
+    def _sample(self) -> None:
         if self._pack.monitor.accelerators:
             self._sampler.start()
 
@@ -143,12 +151,20 @@ class Lifecycle:
 
     def node_started(self, span: NodeSpan) -> None:
         self.peaks.begin(span, span.node_id, span.class_type)
-        self._keep_elastic_pins()
-        self._note_video(span)
+        # every node of every prompt passes here: nothing is called that has nothing to do
+        revision, pins = self._elastic_pins
+        if pins or revision != self._pack.offloader.revision:
+            self._keep_elastic_pins()
+        if self._phases is None:
+            self._find_phases()
+        if self._phases:
+            self._note_video(span, self._phases.get(span.shown_id))
 
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
         keys = self._pack.host.uses.of(span)
         self.peaks.end(span, failed=error is not None, loaded=bool(keys))
+        if not keys:
+            return
         offloader, monitor = self._pack.offloader, self._pack.monitor
         for key in keys:
             pipeline = offloader.pipeline_of(key)
@@ -165,6 +181,7 @@ class Lifecycle:
         text encoders leave where their policies say so."""
         if self._prompt is None:
             return
+        self._sample()
         offloader = self._pack.offloader
         registered = self._components(keys)
         for pipeline, _ in registered:
@@ -220,14 +237,14 @@ class Lifecycle:
 
     # what is measured
 
-    def _note_video(self, span: NodeSpan) -> None:
+    def _find_phases(self) -> None:
+        plan = self._pack.plans.get(self._prompt.prompt_id) if self._prompt else None
+        if plan is not None:
+            # of a node with several, the first
+            self._phases = {planned.phase.node_id: planned.phase for planned in reversed(plan.phases)}
+
+    def _note_video(self, span: NodeSpan, phase: Phase | None) -> None:
         """The caches of a video count for its pipeline from the node that makes them until it has ended."""
-        prompt = self._prompt
-        plan = self._pack.plans.get(prompt.prompt_id) if prompt else None
-        if plan is not self._phases[0]:
-            # the first of a node's phases
-            self._phases = plan, {planned.phase.node_id: planned.phase for planned in reversed(plan.phases if plan else ())}
-        phase = self._phases[1].get(span.shown_id) if self._phases[1] else None
         if phase is None or phase.kind not in ("sample", "vae_decode", "vae_encode"):
             return
         pipeline, index = self._pipeline_of(phase)

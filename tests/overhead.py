@@ -1,6 +1,6 @@
 """What the pack costs a prompt: the same prompt of trivial nodes in two hosts, with the pack and without, turn by turn.
 
-The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the one run
+The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the prompt run
 just before or after it in the other host, and of those differences the median counts.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from host.lab import Prompt, node
+from host.process import HostProcess
 
 STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
 NODES: Final = 200
@@ -61,6 +62,17 @@ def difference(pairs: Sequence[tuple[float, float]], resamples: int = 2000) -> D
         low=medians[resamples * 25 // 1000],
         high=medians[resamples * 975 // 1000],
     )
+
+
+def asking(host: HostProcess) -> Ask:
+    """Of the stand-in. Raises AssertionError where it refuses."""
+
+    def ask(path: str, body: Any) -> Any:
+        answer = host.get(path) if body is None else host.post(path, body)
+        assert answer.status == 200, answer.body
+        return answer.body
+
+    return ask
 
 
 def run_once(ask: Ask, prompt: Prompt) -> dict[Clock, float]:

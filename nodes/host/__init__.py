@@ -14,6 +14,7 @@ from .files import HostFiles
 from .media import HostMedia
 from .models import HostModels
 from .node_cache import HostNodeCache
+from .pages import dynamic_vram_is_on
 from .placement import HostPlacement
 from .seams import SeamTable, seams_switched_off
 from .selfcheck import host_selfcheck
@@ -62,7 +63,8 @@ def connect(folder: str) -> Host | None:
     uses = HostUses(seams, execution, placement)
     checker = host_selfcheck(lambda: execution.running is not None)
     models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()), uses=uses)
-    execution.at_boundary(models.publish)
+    if dynamic_vram_is_on():
+        execution.at_boundary(models.publish)
     execution.at_boundary(worker.drain)
     return Host(
         models=models,

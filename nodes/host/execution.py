@@ -61,7 +61,8 @@ class HostExecution:
     """The running prompt and node. Read from any thread; written by the worker thread only."""
 
     def __init__(self, seams: SeamTable) -> None:
-        self._running: Running | None = None
+        self._prompt_id: str | None = None
+        self._newest: NodeSpan | None = None
         self._open: dict[NodeSpan, None] = {}
         self._count = 0
         self._watchers: list[PromptWatcher] = []
@@ -73,7 +74,16 @@ class HostExecution:
 
     @property
     def running(self) -> Running | None:
-        return self._running
+        prompt_id, newest = self._prompt_id, self._newest
+        return None if prompt_id is None else Running(prompt_id, newest.node_id if newest else None)
+
+    def is_open(self, span: NodeSpan) -> bool:
+        """Whether this node still runs. Any thread."""
+        return span in self._open
+
+    def open_span(self, node_id: str | None) -> NodeSpan | None:
+        """The running span of this node; the newest of all where none is its. Worker thread only."""
+        return next((span for span in reversed(self._open) if span.node_id == node_id), self._newest)
 
     def watch(self, watcher: PromptWatcher) -> None:
         """Tell `watcher` of every prompt from now on: of its start after those who came before it, of its end before them."""
@@ -105,14 +115,14 @@ class HostExecution:
         span = PromptSpan(prompt_id, prompt, list(outputs) if outputs else None)
         for watcher in self._watchers:
             _guarded(watcher.prompt_started, span)
-        self._running = Running(prompt_id, None)
+        self._prompt_id = prompt_id
         try:
             return original(*args, **kwargs)
         finally:
             # an async node whose prompt was stopped never says that it has ended
             for open_span in list(self._open):
                 self._end(open_span, None)
-            self._running = None
+            self._prompt_id = None
             for watcher in reversed(self._watchers):
                 _guarded(watcher.prompt_ended, span)
             self._at_boundary()
@@ -141,7 +151,7 @@ class HostExecution:
         self._count += 1
         span = NodeSpan(node_id, class_type, self._count)
         self._open[span] = None
-        self._show_newest()
+        self._newest = span
         for call in self._node_started:
             try:
                 call(span)
@@ -165,18 +175,13 @@ class HostExecution:
         if span not in self._open:
             return
         del self._open[span]
-        self._show_newest()
+        self._newest = next(reversed(self._open)) if self._open else None
         for call in self._node_ended:
             try:
                 call(span, error)
             except Exception:
                 logger.exception(UNFOLLOWED)
         self._at_boundary()
-
-    def _show_newest(self) -> None:
-        if self._running is not None:
-            newest = next(reversed(self._open)).node_id if self._open else None
-            self._running = Running(self._running.prompt_id, newest)
 
     def _at_boundary(self) -> None:
         for call in self._boundaries:

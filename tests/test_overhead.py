@@ -1,0 +1,37 @@
+"""The pack costs a prompt of many trivial nodes next to nothing: docs/overhead.md has the figures."""
+
+import pytest
+from host.process import start_host
+from overhead import NODES, ROW, STOPWATCH, asking, difference, run_pairs, trivial_prompt
+
+PAIRS = 24
+GATE = 0.05
+"""Five times what is promised (1 %): a machine that does other things meanwhile can't be measured closer in a few seconds."""
+
+
+def test_a_prompt_of_200_trivial_nodes_costs_no_more_with_the_pack() -> None:
+    with (
+        start_host(custom_nodes=[STOPWATCH]) as ours,
+        start_host(custom_nodes=[STOPWATCH], pack=False) as theirs,
+    ):
+        found = run_pairs(asking(ours), asking(theirs), PAIRS)
+    seen = difference(found["worker"])
+    # by the lower end of what it may be: a busy machine widens the interval, and only a true cost lifts all of it
+    assert seen.low < GATE * seen.without, f"{seen.share:.1%} more, {seen.low * 1e3:.1f} to {seen.high * 1e3:.1f} ms"
+
+
+def test_the_prompt_has_200_nodes_in_rows_and_another_start_shares_no_value() -> None:
+    prompt = trivial_prompt(0)
+    starts = [one["inputs"]["value"] for one in prompt.values() if isinstance(one["inputs"]["value"], int)]
+    others = [one["inputs"]["value"] for one in trivial_prompt(2 * NODES).values() if isinstance(one["inputs"]["value"], int)]
+    assert (len(prompt), len(starts)) == (NODES, NODES // ROW)
+    assert not set(starts) & set(others)
+    assert sum(one["class_type"] == "StopwatchEnd" for one in prompt.values()) == NODES // ROW
+
+
+@pytest.mark.parametrize("added", [0.0, 0.02, 0.2])
+def test_the_comparison_finds_what_was_added_below_noise_that_hits_both(added: float) -> None:
+    noise = [((number * 37) % 11) / 10 for number in range(60)]
+    seen = difference([(1 + added + one, 1 + one) for one in noise])
+    assert seen.added == pytest.approx(added)
+    assert seen.low <= seen.added <= seen.high
