@@ -218,7 +218,8 @@ class Look:
 nodes.NODE_CLASS_MAPPINGS["Look"] = Look
 
 def files(keys):
-    return sorted(e.model.model.file.name for e in mm.current_loaded_models if e.model is not None and id(e.model.model) in keys)
+    entries = [e.model.model for e in mm.current_loaded_models if e.model is not None]
+    return sorted(model.file.name for model in entries if id(model) in keys)
 
 def look():
     return {"uses": files(host.uses.now()), "state": {p.name: p.state for p in offloader.status()},
