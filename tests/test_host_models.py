@@ -218,8 +218,8 @@ class Look:
 nodes.NODE_CLASS_MAPPINGS["Look"] = Look
 
 def files(keys):
-    listed = [entry.model.model for entry in mm.current_loaded_models if entry.model is not None]
-    return sorted(model.file.name for model in listed if id(model) in keys)
+    entries = [e.model.model for e in mm.current_loaded_models if e.model is not None]
+    return sorted(model.file.name for model in entries if id(model) in keys)
 
 def look():
     return {"uses": files(host.uses.now()), "state": {p.name: p.state for p in offloader.status()},

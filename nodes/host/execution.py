@@ -105,7 +105,7 @@ class HostExecution:
         return context.node_id if context else None
 
     def _around_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._running is not None:
+        if self._prompt_id is not None:
             # a node that runs a graph of its own: its nodes are part of the prompt that runs
             return original(*args, **kwargs)
         # execute(self, prompt, prompt_id, extra_data, execute_outputs): the same order in every release seen

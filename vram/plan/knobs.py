@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .bench import PICTURES, Bench, Knob, Turn, in_words
+from .ours import option_widget
 from .patch import Change, ReplaceNode, SetInput, Widget
 from .shapes import LATENTS, LENGTH_INPUTS
 from .siblings import smaller_siblings
@@ -123,11 +124,11 @@ def smaller_batch(bench: Bench) -> list[Knob]:
 def text_encoder_on_cpu(bench: Bench) -> list[Knob]:
     """The `device` widget of text encoder loaders (ComfyUI nodes.py CLIPLoader and its siblings)."""
     wanted = {
-        Widget(widget.node_id, "device"): "cpu"
+        device: "cpu"
         for model in bench.plan.models
         if model.role == "text_encoder" and model.on_card
         for widget in bench.loaders(model)
-        if bench.has(widget.node_id, "device") and bench.graph.value(widget.node_id, "device") != "cpu"
+        if bench.has(*(device := _option(bench, widget, "device"))) and bench.graph.value(*device) != "cpu"
     }
     changes = bench.widgets.settings(wanted) if wanted else None
     if not changes:
@@ -139,11 +140,11 @@ def text_encoder_on_cpu(bench: Bench) -> list[Knob]:
 def fp8_weights(bench: Bench) -> list[Knob]:
     """UNETLoader's weight_dtype (ComfyUI nodes.py): 16-bit weights are cast to fp8 as they are loaded."""
     wanted = {
-        Widget(widget.node_id, "weight_dtype"): "fp8_e4m3fn"
+        dtype: "fp8_e4m3fn"
         for model in bench.plan.models
         if model.role == "generator"
         for widget in bench.loaders(model)
-        if bench.has(widget.node_id, "weight_dtype") and bench.graph.value(widget.node_id, "weight_dtype") == "default"
+        if bench.has(*(dtype := _option(bench, widget, "weight_dtype"))) and bench.graph.value(*dtype) == "default"
     }
     changes = bench.widgets.settings(wanted) if wanted else None
     if not changes:
@@ -247,6 +248,11 @@ def _latent_widgets(bench: Bench, names: Sequence[str], above: int, together: bo
             continue
         found |= {widget: value for widget, value in values.items() if value is not None and value > above}
     return found
+
+
+def _option(bench: Bench, file: Widget, option: str) -> Widget:
+    """The widget of a load option of the file that `file` names."""
+    return Widget(file.node_id, option_widget(bench.graph.class_of(file.node_id), file.input, option))
 
 
 def _base(file: str) -> str:

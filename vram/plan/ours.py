@@ -33,3 +33,9 @@ PARTS: Final[Mapping[tuple[str, int], Part]] = {
     ("VRAMHeadroomLoadPipeline", 4): Part("clip_vision"),
 }
 """By class and output (nodes/loaders.py, LoadPipeline)."""
+
+
+def option_widget(class_type: str, file_widget: str, option: str) -> str:
+    """What a loader calls the load option of the file that `file_widget` names: the option's own name but for our PARTS."""
+    parts = (part for (name, _), part in PARTS.items() if name == class_type and file_widget in (part.file, part.otherwise))
+    return next((part.options[option] for part in parts if option in part.options), option)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypedDict, TypeGuard
 
+from .ours import PASSES
 from .prompt import CONSTANTS, EXPRESSIONS, MAX_HOPS, SCALARS, SWITCHES, Graph, Link, as_link, is_wildcard
 
 OTHER_QUANTITIES: Final = frozenset(
@@ -215,6 +216,8 @@ class Widgets:
         if spec is None or link.slot >= len(spec.outputs):
             return None
         inputs, output = graph.inputs(link.node_id), spec.outputs[link.slot]
+        if (handed_on := PASSES.get(graph.class_of(link.node_id))) is not None:
+            return handed_on
         if is_wildcard(output) and len(inputs) == 1:
             return next(iter(inputs))
         if len(spec.inputs) == 1 and (only := next(iter(spec.inputs))).lower() in CONSTANTS and spec.inputs[only] == output:
