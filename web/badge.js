@@ -26,8 +26,10 @@ export class Badge {
 
   /** @returns {ComfyBadge[]} */
   get badges() {
+    // asked first: what is not read here does not make the front end draw again when it changes
+    if (!isInAppMode()) return [];
     const { text, level, spoken } = this.#shown;
-    if (!text || !isInAppMode()) return [];
+    if (!text) return [];
     return [{ text, variant: VARIANTS[level] ?? "info", icon: "pi pi-microchip", tooltip: spoken }];
   }
 }

@@ -130,10 +130,7 @@ export class Bar {
     setText(this.#word, reading.word);
     setText(this.#amount, reading.amount);
     const widths = [shares?.inUse ?? 0, shares?.reclaimable ?? 0, shares?.others ?? 0];
-    this.#segments.forEach((segment, i) => {
-      const width = `${widths[i]}%`;
-      if (segment.style.width !== width) segment.style.width = width;
-    });
+    this.#segments.forEach((segment, i) => setAttribute(segment, "style", `width: ${widths[i]}%`));
     return changed || moved;
   }
 

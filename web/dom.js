@@ -67,7 +67,13 @@ export function setAttribute(element, name, value) {
   else element.setAttribute(name, value);
 }
 
-/** @param {Element} element @param {string} text */
+/**
+ * Writes into the text node that is there: replacing it would wake every observer of the page's structure.
+ * @param {Element} element
+ * @param {string} text
+ */
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const [node] = element.childNodes;
+  if (element.childNodes.length !== 1 || !(node instanceof Text)) element.textContent = text;
+  else if (node.data !== text) node.data = text;
 }
