@@ -27,7 +27,7 @@ def ask_inside(script: str, base: Path) -> Any:
     """Run `script`, which knows `base`, has the pack as `vram_headroom` and calls `answer` with something that JSON can say."""
     text = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS)) + script
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=TESTS / "host" / "comfyui", capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", text], cwd=TESTS / "host" / "comfyui", capture_output=True, text=True, check=False, timeout=240
     )
     said = next((line for line in done.stdout.splitlines() if line.startswith("ANSWER ")), None)
     assert said is not None, done.stderr
