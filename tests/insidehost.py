@@ -15,19 +15,29 @@ from standin.settings import Settings, configure
 base = Path({base!r})
 configure(Settings(pack_root=Path({root!r}), base=base, models=base / "models", vram_bytes=16 * 2**30))
 sys.path.insert(0, {tests!r})
-from loadpack import load_pack
-load_pack()
 
 def answer(value):
     print("ANSWER", json.dumps(value))
 """
 
 
-def ask_inside(script: str, base: Path) -> Any:
-    """Run `script`, which knows `base`, has the pack as `vram_headroom` and calls `answer` with something that JSON can say."""
-    text = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS)) + script
+PACK = """
+from loadpack import load_pack
+load_pack()
+"""
+
+
+def ask_inside(script: str, base: Path, pack: bool = True, seconds: float = 120) -> Any:
+    """Run `script`, which knows `base`, has the pack as `vram_headroom` (unless without `pack`) and calls `answer` with
+    something that JSON can say."""
+    text = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS)) + (PACK if pack else "") + script
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=TESTS / "host" / "comfyui", capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, "-c", text],
+        cwd=TESTS / "host" / "comfyui",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
     )
     said = next((line for line in done.stdout.splitlines() if line.startswith("ANSWER ")), None)
     assert said is not None, done.stderr

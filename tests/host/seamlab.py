@@ -6,6 +6,7 @@ Absent: what the seam holds on to is hidden while the pack is imported, or for g
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import importlib
 import json
@@ -14,19 +15,22 @@ import os
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from host.lab import Prompt, node, text_to_video, with_inputs
 from loadpack import CANONICAL_NAME, ROOT, load_pack
 from prompts import with_our_loaders
+
+from .lab import Prompt, node, text_to_video, with_inputs
 
 OURS = "VRAMHeadroom"
 SECONDS = 30.0
 AT_ONCE = 3
+OTHER = ROOT / "tests" / "host" / "packs" / "second_wrapper.py"
 PAGES = "pages of DynamicVRAM"
 
 
@@ -69,9 +73,9 @@ class Lab:
     def __init__(self, dynamic: bool = False) -> None:
         import execution
         import nodes
+        from server import PromptServer
         from standin import dynamic as dynamic_vram
         from standin import settings
-        from server import PromptServer
 
         settings.configure(replace(settings.current(), dynamic=dynamic))
         if dynamic:
@@ -93,12 +97,29 @@ class Lab:
         self.pack = controls.Control.pack
         self.lifecycle = controls.Control.lifecycle
 
-    def watch_forwards(self, look: Callable[..., None]) -> None:
-        """Call `look` on the worker thread, after a sampler's first step."""
+    def import_other(self) -> Counter[str]:
+        """The other pack; returns what it counts."""
+        assert self.nodes.load_custom_node(str(OTHER))
+        return sys.modules[str(OTHER.with_suffix(""))].CALLS
+
+    def vae_and_latent(self) -> tuple[Any, Any]:
+        import torch
+
+        loader = self.nodes.NODE_CLASS_MAPPINGS["VAELoader"]
+        vae = getattr(loader(), loader.FUNCTION)(vae_name=text_to_video()["3"]["inputs"]["vae_name"])[0]
+        return vae, {"samples": torch.zeros(1, 16, 2, 8, 8)}
+
+    def watch_steps(self, look: Callable[[], None]) -> None:
+        """Call `look` on the worker thread, between the steps of a sampler."""
         import comfy.utils
 
-        bar, update = comfy.utils.ProgressBar, comfy.utils.ProgressBar.update_absolute
-        setattr(bar, "update_absolute", lambda *args, **kwargs: (look(), update(*args, **kwargs))[1])  # noqa: B010
+        update = comfy.utils.ProgressBar.update_absolute
+
+        def looking(*args: Any, **kwargs: Any) -> None:
+            look()
+            update(*args, **kwargs)
+
+        comfy.utils.ProgressBar.update_absolute = looking  # type: ignore[method-assign]
 
     def start_worker(self) -> None:
         from standin import worker
@@ -124,62 +145,130 @@ class Lab:
         return self.queue.get_history(prompt_id)[prompt_id]["status"]["status_str"]
 
 
-def observe(lab: Lab) -> dict[str, Any]:
-    """What the pack still does, in the words of the seams' rows."""
-    import comfy.model_management as model_management
+def observe(lab: Lab, seam: str) -> dict[str, Any]:
+    """What the pack still does while prompts run, in the words of the seams' rows."""
     from standin.journal import journal
 
     pack, host = lab.pack, lab.pack.host
-    waiting = "waits", scenario()
-    lab.put(*waiting)
+    lab.put("waits", scenario())
     queued = len(host.server.queued())
     lab.queue.wipe_queue()
-    seen: list[tuple[bool, bool]] = []
+    host.server.setting(SimpleNamespace(headers={}), "x")
+    looks: list[tuple[bool, bool]] = []
 
-    def look(*_: Any) -> None:
+    def look() -> None:
         running = host.execution.running
-        seen.append((running is not None and running.node_id is not None, any(m.in_use for m in host.models.loaded())))
+        looks.append((running is not None and running.node_id is not None, any(m.in_use for m in host.models.loaded())))
 
-    lab.watch_forwards(look)
+    lab.watch_steps(look)
     lab.start_worker()
     status = lab.run("scenario", scenario())
-    moves = [(record.component, record.reason) for record in pack.offloader.history()]
-    kept = host.node_cache.kept()
-    idle = host.worker.submit(lambda: threading.current_thread() is threading.main_thread())
+    idle = host.worker.submit(lambda: True)
     lab.settle()
-    done_when_idle = idle.done()
-    pipelines = lab.run("pipeline", pipeline_scenario())
-    stock = lab.run("stock", with_inputs(text_to_video(), "8", seed=2))
-    files = sorted(model.file for model in host.models.loaded() if model.file)
-    loaded = len(host.models.loaded())
-    card = model_management.get_torch_device()
-    lab.run("scenario again", with_inputs(scenario(), "8", seed=3))
-    model_management.free_memory(1 << 50, card)
-    left = [id(entry.model.model) for entry in model_management.current_loaded_models if entry.model is not None]
-    host.server.setting(SimpleNamespace(headers={}), "x")
-    seams = {seam.name: seam.state for seam in host.seams.report()}
-    return {
-        "status": [status, pipelines, stock],
-        "seams": seams,
-        "named": {seam.name: seam.without_it for seam in host.seams.report() if seam.state != "live"},
-        "log": [line for line in lab.log.said if "Traceback" in line],
-        "said": lab.log.said,
-        "queued": queued,
-        "text encoder left before sampling": any(reason == "between uses" for _, reason in moves),
-        "running node shown": any(shown for shown, _ in seen),
-        "in use while it runs": any(used for _, used in seen),
-        "peaks": len(lab.lifecycle.peaks.of("scenario")),
-        "results kept": kept is not None,
-        "done when idle": done_when_idle,
-        "told when idle": host.worker.tells_when_idle,
-        "files of stock loaders": len(files),
-        "loaded": loaded,
-        "pinned stays": bool(set(left) & set(pack.offloader.pinned_keys())),
+    seen = {
+        "status": status,
+        "traceback": [line for line in lab.log.said if "Traceback" in line],
+        "seams": {found.name: found.state for found in host.seams.report()},
+        "prompts that wait": queued,
+        "text encoder left before sampling": any(move.reason == "between uses" for move in pack.offloader.history()),
+        "running node shown": any(shown for shown, _ in looks),
+        "in use while it runs": any(used for _, used in looks),
+        "peaks": len(lab.lifecycle.peaks.of("scenario")) > 0,
+        "done when idle": idle.done(),
+        "leaves once the queue is empty": host.worker.tells_when_idle,
+        "loaded models seen": len(host.models.loaded()) > 0,
+        "pinned stays": pinned_stays(lab),
         "text on nodes": sum(entry.what == "text" for entry in journal.since()),
         "cards": len(host.models.accelerators()),
         "routes": len(list(lab.server.routes)) - lab.bare[0],
         "middlewares": len(lab.server.app.middlewares) - lab.bare[1],
         "handlers": len(lab.server.on_prompt_handlers),
+        "total of pages": host.models.pages.used_by_process() is not None,
+        "tiles noticed": tiles_noticed(lab),
+    }
+    if seam in ("nodes that expand", ""):
+        seen["pipeline"] = lab.run("pipeline", pipeline_scenario())
+    if seam in ("file of a loaded model", ""):
+        lab.run("stock", text_to_video())
+        seen["files of stock loaders"] = sum(model.file is not None for model in host.models.loaded())
+    return seen
+
+
+def pinned_stays(lab: Lab) -> bool:
+    """Whether what is pinned is still there after ComfyUI wanted all the memory there is."""
+    import comfy.model_management as model_management
+
+    model_management.free_memory(1 << 50, model_management.get_torch_device())
+    entries = [entry for entry in model_management.current_loaded_models if entry.model is not None]
+    return bool({id(entry.model.model) for entry in entries} & set(lab.pack.offloader.pinned_keys()))
+
+
+def tiles_noticed(lab: Lab) -> bool:
+    """Whether the pack's decoder says that ComfyUI decoded in tiles, where it did."""
+    decoder = lab.pack.host.decoder
+
+    class TileOnly:
+        """A VAE decode that turns to tiles, as ComfyUI's does when memory runs out."""
+
+        FUNCTION = "decode"
+
+        def decode(self, vae: Any, samples: Any) -> tuple[Any]:
+            return (vae.decode_tiled_3d(samples["samples"]),)
+
+    real = lab.nodes.NODE_CLASS_MAPPINGS["VAEDecode"]
+    lab.nodes.NODE_CLASS_MAPPINGS["VAEDecode"] = TileOnly
+    try:
+        return decoder.whole(*lab.vae_and_latent())[1] is not None
+    finally:
+        lab.nodes.NODE_CLASS_MAPPINGS["VAEDecode"] = real
+
+
+def with_another_pack(order: str) -> dict[str, Any]:
+    """What both packs saw of one prompt. `order`: the other one is loaded `before` or `after` ours."""
+    from standin.journal import journal
+
+    lab = Lab()
+    if order == "before":
+        calls = lab.import_other()
+        lab.import_pack()
+    else:
+        lab.import_pack()
+        calls = lab.import_other()
+    ours: Counter[str] = Counter()
+    host = lab.pack.host
+
+    class Watch:
+        def prompt_started(self, span: Any) -> None:
+            ours["execute"] += 1
+
+        def prompt_ended(self, span: Any) -> None: ...
+
+        def node_started(self, span: Any) -> None:
+            ours["get_output_data"] += 1
+
+        def node_ended(self, span: Any, error: Any) -> None: ...
+
+    def pinned() -> Any:
+        ours["free_memory"] += 1
+        return lab.pack.offloader.pinned_keys()
+
+    host.execution.watch(Watch())
+    host.execution.watch_nodes(Watch())
+    host.placement.before_load(lambda keys: ours.update(("load_models_gpu",)))
+    host.placement.keep_loaded(pinned)
+    host.worker.at_idle(lambda: ours.update(("get_flags",)))
+    lab.start_worker()
+    status = lab.run("scenario", scenario())
+    stays, noticed = pinned_stays(lab), tiles_noticed(lab)
+    return {
+        "status": status,
+        "traceback": [line for line in lab.log.said if "Traceback" in line],
+        "ours": ours | Counter(decode_tiled_3d=int(noticed)),
+        "theirs": calls,
+        "nodes run": sum(entry.what == "node_start" for entry in journal.since()),
+        "pinned stays": stays,
+        "text encoder left before sampling": any(move.reason == "between uses" for move in lab.pack.offloader.history()),
+        "seams": {found.name: found.state for found in host.seams.report()},
     }
 
 
@@ -192,6 +281,23 @@ def hidden(owner: Any, name: str, for_good: bool = False) -> Iterator[None]:
     yield
     if not for_good:
         setattr(owner, name, there)
+
+
+@contextmanager
+def without_source_files() -> Iterator[None]:
+    """Patchers whose loaders left no note, as far as the pack can see; ComfyUI itself copies the note."""
+    from comfy.model_patcher import ModelPatcher
+
+    def read(patcher: Any) -> Any:
+        if sys._getframe(1).f_globals["__name__"].startswith(CANONICAL_NAME):
+            raise AttributeError("cached_patcher_init")
+        return vars(patcher)["cached_patcher_init"]
+
+    def write(patcher: Any, note: Any) -> None:
+        vars(patcher)["cached_patcher_init"] = note
+
+    ModelPatcher.cached_patcher_init = property(read, write)
+    yield
 
 
 def hiding(lab: Lab, seam: str) -> Any:
@@ -213,6 +319,7 @@ def hiding(lab: Lab, seam: str) -> Any:
         "nodes that expand": lambda: hidden(graph_utils, "GraphBuilder"),
         "list of loaded models": lambda: hidden(model_management, "current_loaded_models"),
         "ComfyUI's memory reading": lambda: hidden(model_management, "get_free_memory"),
+        "file of a loaded model": without_source_files,
         "results of the last run": lambda: hidden(executor, "execute"),
         "prompts that wait": lambda: hidden(queue, "get_current_queue_volatile", for_good=True),
         "user settings": lambda: hidden(lab.server, "user_manager", for_good=True),
@@ -234,7 +341,7 @@ def without(seam: str, how: str) -> dict[str, Any]:
             lab.import_pack()
     else:
         lab.import_pack()
-    return observe(lab)
+    return observe(lab, seam)
 
 
 def fork(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
@@ -262,7 +369,7 @@ def fork(work: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
 
 
 def every(cases: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """One answer for each (seam, how). What is imported here is there in every fork."""
+    """One answer for each (seam, how); (order, "other") is with another pack. What is imported here is there in every fork."""
     import comfy.sd  # noqa: F401
     import server  # noqa: F401
 
@@ -276,8 +383,11 @@ def every(cases: list[tuple[str, str]]) -> list[dict[str, Any]]:
     # what is there already is nobody's garbage: the worker collects after each prompt, and would copy every page of it
     gc.collect()
     gc.freeze()
-    started = [(lambda case=case: without(*case)) for case in cases]
+    works = [
+        functools.partial(with_another_pack, name) if how == "other" else functools.partial(without, name, how)
+        for name, how in cases
+    ]
     answers: list[dict[str, Any]] = []
-    for first in range(0, len(started), AT_ONCE):
-        answers += [read() for read in [fork(work) for work in started[first : first + AT_ONCE]]]
+    for first in range(0, len(works), AT_ONCE):
+        answers += [read() for read in [fork(work) for work in works[first : first + AT_ONCE]]]
     return answers
