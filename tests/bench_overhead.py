@@ -38,7 +38,7 @@ HEAD = f"""# What the pack costs
 
 The same prompt of {NODES} trivial nodes (each adds one; nothing cached), in a host with the pack and in one without, turn by
 turn, from the moment the worker takes it out of the queue to the moment it hands the result in. Medians of the differences,
-with 95 % confidence; made by `tests/bench_overhead.py`, and CI holds `tests/test_overhead.py` to five times 1 %.
+with 95 % confidence; made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """
 

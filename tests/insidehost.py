@@ -15,14 +15,10 @@ from standin.settings import Settings, configure
 base = Path({base!r})
 configure(Settings(pack_root=Path({root!r}), base=base, models=base / "models", vram_bytes=16 * 2**30))
 sys.path.insert(0, {tests!r})
-{served}
-from loadpack import load_pack
-pack = load_pack()
 
 def answer(value):
     print("ANSWER", json.dumps(value))
 """
-
 
 SERVED = """
 import asyncio, nodes
@@ -33,16 +29,27 @@ nodes.init_builtin_nodes()
 worker.hook_progress(server)
 """
 
+PACK = """
+from loadpack import load_pack
+pack = load_pack()
+"""
 
-def ask_inside(script: str, base: Path, served: bool = False) -> Any:
-    """Run `script`, which knows `base`, has the pack as `vram_headroom` and calls `answer` with something that JSON can say.
+
+def ask_inside(script: str, base: Path, served: bool = False, pack: bool = True, seconds: float = 120) -> Any:
+    """Run `script`, which knows `base`, has the pack as `vram_headroom` (unless without `pack`) and calls `answer` with
+    something that JSON can say.
 
     `served`: there is a `server` with a queue, which nobody works off, and `nodes` has the stand-in's classes.
     """
-    said = SERVED if served else ""
-    text = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS), served=said) + script
+    set_up = SET_UP.format(base=str(base), root=str(TESTS.parent), tests=str(TESTS))
+    text = set_up + (SERVED if served else "") + (PACK if pack else "") + script
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=TESTS / "host" / "comfyui", capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", text],
+        cwd=TESTS / "host" / "comfyui",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
     )
     said = next((line for line in done.stdout.splitlines() if line.startswith("ANSWER ")), None)
     assert said is not None, done.stderr

@@ -28,8 +28,8 @@ class HostFiles:
 
     def __init__(self, seams: SeamTable) -> None:
         self._headers = HeaderCache()
-        self._graphs = _graph_tools()
-        seams.note(SUBGRAPHS, live=self._graphs is not None)
+        graphs = _graph_tools()
+        self._graphs = graphs if seams.note(SUBGRAPHS, live=graphs is not None) else None
 
     def path(self, folder: str, name: str) -> str | None:
         """Absolute path of a model file, or None if no such file is in that folder."""

@@ -36,7 +36,12 @@ ROUTES = Seam("routes", "official", "0.8", "no panel, no check: nothing can be a
 MIDDLEWARE = Seam("check before queueing", "official", "0.8", "prompts are queued without a plan; the check route still works")
 PROMPT_HANDLER = Seam("prompt handler", "official", "0.8", "the verdict is not attached to queued prompts")
 PROMPT_SPAN = Seam("prompt start and end", "private", "0.8", "loaded models count as idle while a prompt runs, no policy acts")
-NODE_SPAN = Seam("node start and end", "private", "0.8", "the running node is not shown, elastic models are not read, no peaks")
+NODE_SPAN = Seam(
+    "node start and end",
+    "private",
+    "0.8",
+    "the running node is not shown, elastic models are not read, no peaks, and a text encoder stays until its prompt has ended",
+)
 MODEL_LOADS = Seam("loading of models", "private", "0.8", "a text encoder stays until its prompt has ended")
 PINS = Seam("choice of who leaves the card", "private", "0.8", "a pinned model stays only as long as ComfyUI needs no room")
 IDLE_QUEUE = Seam("idle queue", "private", "0.8", "what the panel asks for waits until the next node has run")
@@ -47,7 +52,12 @@ SUBGRAPHS = Seam("nodes that expand", "private", "0.8", "Load WAN Pipeline can't
 PAGES = Seam(
     "pages of DynamicVRAM", "private", "0.16", "elastic models can't be kept on the card, and count as another program's"
 )
-LOADED_MODELS = Seam("list of loaded models", "private", "0.8", "what is loaded already counts as other programs' memory")
+LOADED_MODELS = Seam(
+    "list of loaded models",
+    "private",
+    "0.8",
+    "what is loaded already counts as other programs' memory, and no model is sent away",
+)
 MEMORY_READING = Seam("ComfyUI's memory reading", "private", "0.8", "cards that only ComfyUI can read show no numbers")
 SOURCE_FILES = Seam(
     "file of a loaded model", "private", "0.16", "models of stock loaders are not matched with the graph's files"

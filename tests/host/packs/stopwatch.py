@@ -1,7 +1,7 @@
 """A custom node for tests, in the stand-in as in a real ComfyUI: trivial nodes, and what each prompt costs the process.
 
-A prompt is timed from the moment the worker takes it out of the queue to the moment it hands the result in: whatever any pack
-puts around `PromptExecutor.execute` lies inside, in whichever order the packs were loaded.
+A prompt is timed from the moment the worker takes it out of the queue to the moment it hands the result in, so that whatever
+any pack puts around `PromptExecutor.execute` lies inside, in whichever order the packs were loaded.
 """
 
 import asyncio
