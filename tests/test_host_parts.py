@@ -33,9 +33,9 @@ class Raises(Watcher):
     prompt_ended = node_started = prompt_started
     def node_ended(self, span, error): raise ValueError("again")
 
-host.watch(Watcher("first"))
-host.watch(Raises("broken"))
-host.watch(Watcher("second"))
+for watcher in (Watcher("first"), Raises("broken"), Watcher("second")):
+    host.watch(watcher)
+    host.watch_nodes(watcher)
 
 def node(run):
     return type("Node", (), {"run": staticmethod(run)})()
