@@ -147,7 +147,6 @@ class Lab:
 
 def observe(lab: Lab, seam: str) -> dict[str, Any]:
     """What the pack still does while prompts run, in the words of the seams' rows."""
-    from standin.journal import journal
 
     pack, host = lab.pack, lab.pack.host
     lab.put("waits", scenario())
