@@ -77,11 +77,11 @@ def test_apply_changes_the_canvas_the_posted_prompt_and_the_embedded_workflow_an
 def test_a_batch_of_three_is_asked_once_and_all_three_are_posted_with_the_fix(session: Session) -> None:
     posts = posts_of(session.page)
     answers(session.page, answer(fix("Make it shorter", {"node_id": "40", "input": "length", "value": 17, "old": 33})))
-    session.queue(3)
-    session.choose("Apply and run")
-    session.page.wait_for_function(UNDO_DEPTH)
+    # each is posted when the one before it is answered
     with session.page.expect_response(lambda response: response.url.endswith("/api/prompt") and len(posts) == 3):
-        pass
+        session.queue(3)
+        session.choose("Apply and run")
+        session.page.wait_for_function(UNDO_DEPTH)
     assert [post["prompt"]["40"]["inputs"]["length"] for post in posts] == [17, 17, 17]
 
 
