@@ -110,7 +110,7 @@ class Session:
         if response.url.endswith("/api/prompt") and response.status == 200:
             self.posted += 1
         # the question asks a second time, for what would help
-        if response.url.endswith("/vram/check") and response.request.post_data_json["fixes"] is False:
+        if response.url.endswith("/vram/check") and (response.request.post_data_json or {}).get("fixes") is False:
             self.checks += 1
 
     def run(self) -> None:

@@ -1,12 +1,13 @@
 """The core of the browser side on the front ends people have, with classic nodes and with Vue's."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answers import answer, fix
 from host.process import start_host
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 from session import BAR, CHECK, Session
 
 VENV = Path(__file__).resolve().parents[2] / ".venv"
@@ -79,23 +80,29 @@ def test_bar_question_fix_and_undo(browser: Browser, version: str, nodes: str) -
 
             page.unroute(CHECK)
             page.route(CHECK, check)
+            # queued and never run: what a run puts on the canvas, such as previews, is a step of undo of the front end's own
+            page.route("**/api/prompt", queued)
             with page.expect_request(lambda request: request.url.endswith("/api/prompt")) as posted:
                 session.queue()
                 session.question.get_by_role("button", name="Apply and run").click()
-            prompt = posted.value.post_data_json["prompt"]
+            body = posted.value.post_data_json or {}
+            prompt = body["prompt"]
             assert (prompt["8"]["class_type"], prompt["8"]["inputs"], prompt["40"]["inputs"]["length"]) == (
                 "VAEDecodeTiled",
                 inputs,
                 17,
             )
-            embedded = posted.value.post_data_json["extra_data"]["extra_pnginfo"]["workflow"]["nodes"]
+            embedded = body["extra_data"]["extra_pnginfo"]["workflow"]["nodes"]
             assert next(node["type"] for node in embedded if str(node["id"]) == "8") == "VAEDecodeTiled"
             assert page.evaluate(VALUE, ["40", "length"]) == 17
+            if nodes == "vue" and version != "1.27.10":  # whose first Vue nodes show nothing that changes from outside
+                expect(page.locator('[data-node-id="40"] input').nth(2)).to_have_value("17")
             page.wait_for_function(STEP_IS_CLOSED)
             session.shot(f"fixed-{version}-{nodes}")
             page.locator("body").press("Control+z")
             page.wait_for_function(f"() => ({VALUE})(['8', '']) === 'VAEDecode'")
             assert page.evaluate(VALUE, ["40", "length"]) == 33
+            page.unroute("**/api/prompt")
 
             # auto-queue never meets a dialog, and a check that fails lets the prompt through
             page.unroute(CHECK)
@@ -116,6 +123,13 @@ def test_bar_question_fix_and_undo(browser: Browser, version: str, nodes: str) -
         finally:
             session.shot(f"end-{version}-{nodes}")
             page.close()
+
+
+def queued(route: Route) -> None:
+    if route.request.method == "POST":
+        route.fulfill(json={"prompt_id": str(uuid.uuid4()), "number": 1, "node_errors": {}})
+    else:
+        route.fallback()
 
 
 def auto_queue(session: Session) -> None:
