@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from host.record.record_prompts import SHOWN
-from playwright.sync_api import Browser, Locator, Page, Request, Response, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, Page, Response, ViewportSize, expect
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 BAR = "#vram-headroom-bar"
@@ -70,13 +70,6 @@ CLEAN = """async () => {
 SIZE: ViewportSize = {"width": 1400, "height": 860}
 
 
-def body_of(request: Request) -> dict[str, Any]:
-    """The JSON object that was posted."""
-    body = request.post_data_json
-    assert isinstance(body, dict), body
-    return body
-
-
 class Session:
     """One page on one host or real ComfyUI, and how many prompts it posted."""
 
@@ -117,7 +110,7 @@ class Session:
         if response.url.endswith("/api/prompt") and response.status == 200:
             self.posted += 1
         # the question asks a second time, for what would help
-        if response.url.endswith("/vram/check") and body_of(response.request)["fixes"] is False:
+        if response.url.endswith("/vram/check") and (response.request.post_data_json or {}).get("fixes") is False:
             self.checks += 1
 
     def run(self) -> None:

@@ -15,8 +15,8 @@ import { readStatus } from "./status.js";
  */
 
 export const POLL_SECONDS = 3;
-/** Two updates a second at most, however many events arrive. */
-export const SPACING_MS = 500;
+/** One update a second at most, however many events arrive: twice as many cost twice the main thread (docs/idle-cost.md). */
+export const SPACING_MS = 1000;
 export const TIMEOUT_MS = 5000;
 
 export class StatusClient {

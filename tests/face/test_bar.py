@@ -215,7 +215,7 @@ def test_switched_off_nothing_is_left_and_switched_on_it_is_back(session: Sessio
     assert session.page.locator(DETAILS).count() == 0
     session.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/hardware/vram") else None)
     look(session)
-    session.page.wait_for_timeout(700)  # longer than two updates are apart
+    session.page.wait_for_timeout(1200)  # longer than two updates are apart
     assert asked == []
     session.set_setting("VRAMHeadroom.ShowBar", True)
     expect(session.page.locator(BAR)).to_have_attribute("data-state", "ok")
@@ -282,27 +282,27 @@ def test_a_hidden_tab_asks_nothing_and_looks_at_once_when_it_is_back(session: Se
     asked.clear()
     for _ in range(20):
         look(session)
-    session.page.wait_for_timeout(700)
+    session.page.wait_for_timeout(1200)
     assert asked == []
     with session.page.expect_request(STATUS):
         session.page.evaluate(hide, False)
 
 
-def test_a_flood_of_events_brings_two_updates_a_second_and_an_unchanged_card_draws_nothing(session: Session) -> None:
+def test_a_flood_of_events_brings_one_update_a_second_and_an_unchanged_card_draws_nothing(session: Session) -> None:
     show(session, status(card(20)))
     session.await_bar(pressure=20)
     asked: list[str] = []
     session.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/hardware/vram") else None)
     updates = session.bar("updates")
     flood = """async () => {
-        const until = performance.now() + 2000;
+        const until = performance.now() + 3000;
         while (performance.now() < until) {
             for (let i = 0; i < 50; i++) window.comfyAPI.api.api.dispatchEvent(new CustomEvent("status", { detail: null }));
             await new Promise((resolve) => setTimeout(resolve, 10));
         }
     }"""
     session.page.evaluate(flood)
-    assert 3 <= len(asked) <= 5
+    assert 2 <= len(asked) <= 4
     assert session.bar("updates") == updates
 
 

@@ -7,8 +7,8 @@ import pytest
 from answers import answer, fix
 from client import history_of
 from host.process import HostProcess, start_host
-from playwright.sync_api import Browser, Page, Request, expect
-from session import CHECK, QUESTION, Session, body_of
+from playwright.sync_api import Browser, Page, Request, Route, expect
+from session import CHECK, QUESTION, Session
 
 UNDO_DEPTH = "() => window.comfyAPI.app.app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
 PROMPT = "async () => JSON.parse(JSON.stringify((await window.comfyAPI.app.app.graphToPrompt()).output))"
@@ -27,7 +27,7 @@ def posts_of(page: Page) -> list[dict[str, Any]]:
 
     def note(request: Request) -> None:
         if request.method == "POST" and request.url.endswith("/api/prompt"):
-            bodies.append(body_of(request))
+            bodies.append(request.post_data_json or {})
 
     page.on("request", note)
     return bodies
@@ -45,7 +45,12 @@ def answers(page: Page, first: dict[str, Any]) -> None:
 
     now = bare(asked)
     fits = {"verdict": "fits", "message": "It fits."}
-    page.route(CHECK, lambda route: route.fulfill(json=first if bare(body_of(route.request)["prompt"]) == now else fits))
+
+    def reply(route: Route) -> None:
+        body = route.request.post_data_json or {}
+        route.fulfill(json=first if bare(body["prompt"]) == now else fits)
+
+    page.route(CHECK, reply)
 
 
 def test_apply_changes_the_canvas_the_posted_prompt_and_the_embedded_workflow_and_one_undo_restores_them(
@@ -77,11 +82,9 @@ def test_apply_changes_the_canvas_the_posted_prompt_and_the_embedded_workflow_an
 def test_a_batch_of_three_is_asked_once_and_all_three_are_posted_with_the_fix(session: Session) -> None:
     posts = posts_of(session.page)
     answers(session.page, answer(fix("Make it shorter", {"node_id": "40", "input": "length", "value": 17, "old": 33})))
-    # each is posted when the one before it is answered
+    session.queue(3)
     with session.page.expect_response(lambda response: response.url.endswith("/api/prompt") and len(posts) == 3):
-        session.queue(3)
         session.choose("Apply and run")
-        session.page.wait_for_function(UNDO_DEPTH)
     assert [post["prompt"]["40"]["inputs"]["length"] for post in posts] == [17, 17, 17]
 
 
@@ -94,12 +97,8 @@ def test_a_node_in_a_subgraph_is_replaced_with_its_links_and_comes_back(host: Ho
     wider = {"node_id": "128:74", "input": "width", "value": 512, "old": 640}
     answers(session.page, answer(fix("Decode in tiles", replaced, wider)))
     posts = posts_of(session.page)
-
-    def apply() -> None:
-        session.queue()
-        session.question.get_by_role("button", name="Apply and run").click()
-
-    session.press(apply)
+    session.queue()
+    session.press(session.question.get_by_role("button", name="Apply and run").click)
     assert posts[0]["prompt"]["128:87"]["class_type"] == "VAEDecodeTiled"
     assert posts[0]["prompt"]["128:87"]["inputs"] == inputs
     assert posts[0]["prompt"]["128:74"]["inputs"]["width"] == 512

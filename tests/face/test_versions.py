@@ -1,13 +1,14 @@
 """The core of the browser side on the front ends people have, with classic nodes and with Vue's."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answers import answer, fix
 from host.process import start_host
-from playwright.sync_api import Browser, expect
-from session import BAR, CHECK, Session, body_of
+from playwright.sync_api import Browser, Route, expect
+from session import BAR, CHECK, Session
 
 VENV = Path(__file__).resolve().parents[2] / ".venv"
 GIB = 1 << 30
@@ -74,28 +75,34 @@ def test_bar_question_fix_and_undo(browser: Browser, version: str, nodes: str) -
             fits = {"verdict": "fits", "message": "It fits."}
 
             def check(route: Any) -> None:
-                whole = body_of(route.request)["prompt"]["8"]["class_type"] == "VAEDecode"
+                whole = route.request.post_data_json["prompt"]["8"]["class_type"] == "VAEDecode"
                 route.fulfill(json=found if whole else fits)
 
             page.unroute(CHECK)
             page.route(CHECK, check)
+            # queued and never run: what a run puts on the canvas, such as previews, is a step of undo of the front end's own
+            page.route("**/api/prompt", queued)
             with page.expect_request(lambda request: request.url.endswith("/api/prompt")) as posted:
                 session.queue()
                 session.question.get_by_role("button", name="Apply and run").click()
-            prompt = body_of(posted.value)["prompt"]
+            body = posted.value.post_data_json or {}
+            prompt = body["prompt"]
             assert (prompt["8"]["class_type"], prompt["8"]["inputs"], prompt["40"]["inputs"]["length"]) == (
                 "VAEDecodeTiled",
                 inputs,
                 17,
             )
-            embedded = body_of(posted.value)["extra_data"]["extra_pnginfo"]["workflow"]["nodes"]
+            embedded = body["extra_data"]["extra_pnginfo"]["workflow"]["nodes"]
             assert next(node["type"] for node in embedded if str(node["id"]) == "8") == "VAEDecodeTiled"
             assert page.evaluate(VALUE, ["40", "length"]) == 17
+            if nodes == "vue" and version != "1.27.10":  # whose first Vue nodes show nothing that changes from outside
+                expect(page.locator('[data-node-id="40"] input').nth(2)).to_have_value("17")
             page.wait_for_function(STEP_IS_CLOSED)
             session.shot(f"fixed-{version}-{nodes}")
             page.locator("body").press("Control+z")
             page.wait_for_function(f"() => ({VALUE})(['8', '']) === 'VAEDecode'")
             assert page.evaluate(VALUE, ["40", "length"]) == 33
+            page.unroute("**/api/prompt")
 
             # auto-queue never meets a dialog, and a check that fails lets the prompt through
             page.unroute(CHECK)
@@ -116,6 +123,13 @@ def test_bar_question_fix_and_undo(browser: Browser, version: str, nodes: str) -
         finally:
             session.shot(f"end-{version}-{nodes}")
             page.close()
+
+
+def queued(route: Route) -> None:
+    if route.request.method == "POST":
+        route.fulfill(json={"prompt_id": str(uuid.uuid4()), "number": 1, "node_errors": {}})
+    else:
+        route.fallback()
 
 
 def auto_queue(session: Session) -> None:
