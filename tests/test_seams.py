@@ -68,7 +68,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 def look(base: Path) -> Seen:
     cases = [*PLAIN, *CASES, *ORDERS]
-    script = f"from host.seamlab import every\nanswer(every({cases!r}))"
+    script = f"from host.inside.seamlab import every\nanswer(every({cases!r}))"
     return dict(zip(cases, ask_inside(script, base, pack=False, seconds=300), strict=True))
 
 

@@ -76,13 +76,16 @@ class Step:
         return (value + 1,)
 
 
-class End(Step):
+class End:
     """The end of a row of steps."""
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
+    FUNCTION = "show"
+    CATEGORY = "tests"
+    INPUT_TYPES = Step.INPUT_TYPES
 
-    def run(self, value):
+    def show(self, value):
         return {"ui": {"value": [value]}}
 
 

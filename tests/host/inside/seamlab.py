@@ -19,13 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
+from aiohttp.test_utils import make_mocked_request
+from host.lab import Prompt, node, text_to_video, with_inputs
 from loadpack import CANONICAL_NAME, ROOT, load_pack
 from prompts import with_our_loaders
-
-from .lab import Prompt, node, text_to_video, with_inputs
 
 OURS = "VRAMHeadroom"
 SECONDS = 30.0
@@ -119,7 +119,7 @@ class Lab:
             look()
             update(*args, **kwargs)
 
-        comfy.utils.ProgressBar.update_absolute = looking  # type: ignore[method-assign]
+        comfy.utils.ProgressBar.update_absolute = looking
 
     def start_worker(self) -> None:
         from standin import worker
@@ -153,7 +153,7 @@ def observe(lab: Lab, seam: str) -> dict[str, Any]:
     lab.put("waits", scenario())
     queued = len(host.server.queued())
     lab.queue.wipe_queue()
-    host.server.setting(SimpleNamespace(headers={}), "x")
+    host.server.setting(make_mocked_request("GET", "/"), "x")
     looks: list[tuple[bool, bool]] = []
 
     def look() -> None:
@@ -296,7 +296,7 @@ def without_source_files() -> Iterator[None]:
     def write(patcher: Any, note: Any) -> None:
         vars(patcher)["cached_patcher_init"] = note
 
-    ModelPatcher.cached_patcher_init = property(read, write)
+    setattr(ModelPatcher, "cached_patcher_init", property(read, write))  # noqa: B010 - no such attribute is declared
     yield
 
 
