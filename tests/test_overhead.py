@@ -4,7 +4,8 @@ import pytest
 from host.process import start_host
 from overhead import NODES, ROW, STOPWATCH, asking, difference, run_pairs, trivial_prompt
 
-PAIRS = 24
+PAIRS = 20
+ROUNDS = 4
 GATE = 0.05
 """Five times what is promised (1 %): a machine that does other things meanwhile can't be measured closer in a few seconds."""
 
@@ -14,10 +15,14 @@ def test_a_prompt_of_200_trivial_nodes_costs_no_more_with_the_pack() -> None:
         start_host(custom_nodes=[STOPWATCH]) as ours,
         start_host(custom_nodes=[STOPWATCH], pack=False) as theirs,
     ):
-        found = run_pairs(asking(ours), asking(theirs), PAIRS)
-    seen = difference(found["worker"])
-    # by the lower end of what it may be: a busy machine widens the interval, and only a true cost lifts all of it
-    assert seen.low < GATE * seen.without, f"{seen.share:.1%} more, {seen.low * 1e3:.1f} to {seen.high * 1e3:.1f} ms"
+        pairs: list[tuple[float, float]] = []
+        for number in range(ROUNDS):
+            pairs += run_pairs(asking(ours), asking(theirs), PAIRS, first=number * PAIRS * 2)["worker"]
+            seen = difference(pairs)
+            # a true cost is there in every round; a disturbance passes
+            if seen.calm_share < GATE:
+                break
+    assert seen.calm_share < GATE, f"{seen.calm_added * 1e3:.1f} ms more in {seen.calm_without * 1e3:.1f} ms"
 
 
 def test_the_prompt_has_200_nodes_in_rows_and_another_start_shares_no_value() -> None:
@@ -35,3 +40,4 @@ def test_the_comparison_finds_what_was_added_below_noise_that_hits_both(added: f
     seen = difference([(1 + added + one, 1 + one) for one in noise])
     assert seen.added == pytest.approx(added)
     assert seen.low <= seen.added <= seen.high
+    assert seen.calm_added == pytest.approx(added)
