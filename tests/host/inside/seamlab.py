@@ -76,6 +76,7 @@ class Lab:
         from server import PromptServer
         from standin import dynamic as dynamic_vram
         from standin import settings
+        from standin.journal import journal
 
         settings.configure(replace(settings.current(), dynamic=dynamic))
         if dynamic:
@@ -85,6 +86,7 @@ class Lab:
         logging.getLogger().setLevel(logging.INFO)
         self.server = PromptServer(asyncio.new_event_loop())
         self.queue = self.server.prompt_queue
+        self.journal = journal
         self.execution, self.nodes = execution, nodes
         nodes.init_builtin_nodes()
         self.bare = len(list(self.server.routes)), len(self.server.app.middlewares)
