@@ -23,8 +23,7 @@ load_pack()
 sys.path.insert(0, str(Path(__file__).parent / "real"))
 
 from host.process import start_host  # noqa: E402 - as the other benchmarks
-from insidehost import ask_inside  # noqa: E402
-from overhead import NODES, STOPWATCH, Ask, Clock, asking, difference, run_pairs  # noqa: E402
+from overhead import NODES, STOPWATCH, Ask, Clock, asking, difference, in_one_process, run_pairs  # noqa: E402
 from real_comfyui import STATUS, RealComfyUI, start  # noqa: E402
 
 SECONDS_TO_SETTLE = 180
@@ -40,7 +39,7 @@ HEAD = f"""# What the pack costs
 The same prompt of {NODES} trivial nodes (each adds one; nothing cached), in a host with the pack and in one without, turn by
 turn, from the moment the worker takes it out of the queue to the moment it hands the result in. Medians of the differences,
 with 95 % confidence, and beside them the difference of the lower quartiles, which other work on the machine disturbs least.
-Two processes differ by some per cent whatever runs in them, so the wrappers are also compared with what they wrap in one process.
+Two processes differ by up to 10 % whatever runs in them, so the wrappers are also compared with what they wrap in one process.
 Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """
@@ -48,16 +47,6 @@ Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five tim
 
 def rows(where: str, ours: Ask, theirs: Ask, pairs: int) -> list[str]:
     return table(where, run_pairs(ours, theirs, pairs), pairs)
-
-
-def in_one_process(pairs: int) -> dict[Clock, list[tuple[float, float]]]:
-    """With the wrappers in place and with what they wrap, in the stand-in."""
-    script = f"from host.inside.sameprocess import pairs\nanswer(pairs({pairs}))"
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        for name in ("models", "custom_nodes", "input", "output", "temp", "user/default"):
-            (base / name).mkdir(parents=True)
-        return {"worker": [(ours, theirs) for ours, theirs in ask_inside(script, base, pack=False, seconds=600)]}
 
 
 def table(where: str, found: dict[Clock, list[tuple[float, float]]], pairs: int) -> list[str]:
@@ -124,7 +113,7 @@ def main() -> None:
     if options.pairs:
         with start_host(custom_nodes=[STOPWATCH]) as ours, start_host(custom_nodes=[STOPWATCH], pack=False) as theirs:
             lines += rows("On the stand-in", asking(ours), asking(theirs), options.pairs)
-        lines += table("On the stand-in, in one process", in_one_process(options.pairs), options.pairs)
+        lines += table("On the stand-in, in one process", {"worker": in_one_process(options.pairs)}, options.pairs)
     if options.comfyui:
         with real(options, True) as with_pack, real(options, False) as without:
             let_it_settle(with_pack)

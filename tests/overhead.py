@@ -7,12 +7,14 @@ compared as well, since they are disturbed least.
 
 import random
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from host.lab import Prompt, node
 from host.process import HostProcess
+from insidehost import ask_inside
 
 STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
 NODES: Final = 200
@@ -112,3 +114,13 @@ def run_pairs(
             for clock, values in found.items():
                 values.append((one[clock], other[clock]))
     return found
+
+
+def in_one_process(pairs: int) -> list[tuple[float, float]]:
+    """Seconds of CPU time of the worker (with the pack's wrappers in place, with what they wrap), in one stand-in."""
+    script = f"from host.inside.sameprocess import pairs\nanswer(pairs({pairs}))"
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        for name in ("models", "custom_nodes", "input", "output", "temp", "user/default"):
+            (base / name).mkdir(parents=True)
+        return [(ours, theirs) for ours, theirs in ask_inside(script, base, pack=False, seconds=600)]
