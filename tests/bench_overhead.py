@@ -39,7 +39,9 @@ HEAD = f"""# What the pack costs
 The same prompt of {NODES} trivial nodes (each adds one; nothing cached), in a host with the pack and in one without, turn by
 turn, from the moment the worker takes it out of the queue to the moment it hands the result in. Medians of the differences,
 with 95 % confidence, and beside them the difference of the lower quartiles, which other work on the machine disturbs least.
-Two processes differ by up to 10 % whatever runs in them, so the wrappers are also compared with what they wrap in one process.
+Two hosts without the pack, compared in the same way (four times 60 pairs), differed by -3.4 to +4.4 % in the median and by
+-10 to +7 % in the lower quartile: two processes can't tell 1 %. So the wrappers are compared with what they wrap in one process
+as well, which leaves out what else the pack does in a host, such as the plan of a prompt that is posted.
 Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """
