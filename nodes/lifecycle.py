@@ -20,6 +20,7 @@ from ..vram.policy import VideoComponentPolicy
 from ..vram.sampler import Sampler
 from ..vram.units import say_gib
 from .host.execution import NodeSpan, PromptSpan
+from .host.seams import MODEL_LOADS
 from .pack import Pack
 
 logger = logging.getLogger("vram_headroom")
@@ -92,9 +93,8 @@ class Lifecycle:
         self._phases = None
         self._apply_rulings()
         self.peaks.start_prompt(span.prompt_id)
-        plan = self._pack.plans.get(span.prompt_id)
-        # where no model is expected, the first that comes is early enough
-        if plan is None or not plan.settled:
+        # the first model that comes to the card is early enough, where we are told of it
+        if not self._pack.host.seams.live(MODEL_LOADS):
             self._sample()
 
     def _sample(self) -> None:

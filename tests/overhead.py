@@ -1,17 +1,20 @@
 """What the pack costs a prompt: the same prompt of trivial nodes in two hosts, with the pack and without, turn by turn.
 
 The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the prompt run
-just before or after it in the other host, and of those differences the median counts.
+just before or after it in the other host, and of those differences the median counts. The lower quartiles of either side are
+compared as well, since they are disturbed least.
 """
 
 import random
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from host.lab import Prompt, node
 from host.process import HostProcess
+from insidehost import ask_inside
 
 STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
 NODES: Final = 200
@@ -45,6 +48,13 @@ class Difference(NamedTuple):
     low: float
     high: float
     """Between these the median of the differences lies with 95 % confidence, s (bootstrap)."""
+    calm_without: float
+    calm_added: float
+    """As `without` and `added`, of the quarter of the prompts that was disturbed least: other work only ever adds time."""
+
+    @property
+    def calm_share(self) -> float:
+        return self.calm_added / self.calm_without
 
     @property
     def share(self) -> float:
@@ -56,11 +66,14 @@ def difference(pairs: Sequence[tuple[float, float]], resamples: int = 2000) -> D
     differences = [ours - theirs for ours, theirs in pairs]
     dice = random.Random(7)
     medians = sorted(statistics.median(dice.choices(differences, k=len(differences))) for _ in range(resamples))
+    calm = [statistics.quantiles(side, n=4)[0] for side in zip(*pairs, strict=True)]
     return Difference(
         without=statistics.median(theirs for _, theirs in pairs),
         added=statistics.median(differences),
         low=medians[resamples * 25 // 1000],
         high=medians[resamples * 975 // 1000],
+        calm_without=calm[1],
+        calm_added=calm[0] - calm[1],
     )
 
 
@@ -68,6 +81,10 @@ def asking(host: HostProcess) -> Ask:
     """Of the stand-in. Raises AssertionError where it refuses."""
 
     def ask(path: str, body: Any) -> Any:
+        if body is not None:
+            # its journal would grow by thousands of entries, and Python's collector with it
+            host.post("/_host/log/clear")
+            host.post("/history", {"clear": True})
         answer = host.get(path) if body is None else host.post(path, body)
         assert answer.status == 200, answer.body
         return answer.body
@@ -82,12 +99,13 @@ def run_once(ask: Ask, prompt: Prompt) -> dict[Clock, float]:
 
 
 def run_pairs(
-    ours: Ask, theirs: Ask, pairs: int, warm_up: int = 5, nodes: int = NODES
+    ours: Ask, theirs: Ask, pairs: int, warm_up: int = 5, nodes: int = NODES, first: int = 0
 ) -> dict[Clock, list[tuple[float, float]]]:
-    """Seconds (with the pack, without it) of each pair, by each clock. Who goes first changes from pair to pair."""
+    """Seconds (with the pack, without it) of each pair, by each clock. Who goes first changes from pair to pair; `first` counts
+    pairs before these."""
     found: dict[Clock, list[tuple[float, float]]] = {"wall": [], "worker": [], "process": []}
     for pair in range(-warm_up, pairs):
-        prompt = trivial_prompt((pair + warm_up) * nodes * 2, nodes)
+        prompt = trivial_prompt((first + pair + warm_up) * nodes * 2, nodes)
         if pair % 2:
             one, other = run_once(ours, prompt), run_once(theirs, prompt)
         else:
@@ -96,3 +114,13 @@ def run_pairs(
             for clock, values in found.items():
                 values.append((one[clock], other[clock]))
     return found
+
+
+def in_one_process(pairs: int) -> list[tuple[float, float]]:
+    """Seconds of CPU time of the worker (with the pack's wrappers in place, with what they wrap), in one stand-in."""
+    script = f"from host.inside.sameprocess import pairs\nanswer(pairs({pairs}))"
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        for name in ("models", "custom_nodes", "input", "output", "temp", "user/default"):
+            (base / name).mkdir(parents=True)
+        return [(ours, theirs) for ours, theirs in ask_inside(script, base, pack=False, seconds=600)]

@@ -1,23 +1,23 @@
 """The pack costs a prompt of many trivial nodes next to nothing: docs/overhead.md has the figures."""
 
 import pytest
-from host.process import start_host
-from overhead import NODES, ROW, STOPWATCH, asking, difference, run_pairs, trivial_prompt
+from overhead import NODES, ROW, difference, in_one_process, trivial_prompt
 
-PAIRS = 24
+PAIRS = 40
+ROUNDS = 3
 GATE = 0.05
 """Five times what is promised (1 %): a machine that does other things meanwhile can't be measured closer in a few seconds."""
 
 
 def test_a_prompt_of_200_trivial_nodes_costs_no_more_with_the_pack() -> None:
-    with (
-        start_host(custom_nodes=[STOPWATCH]) as ours,
-        start_host(custom_nodes=[STOPWATCH], pack=False) as theirs,
-    ):
-        found = run_pairs(asking(ours), asking(theirs), PAIRS)
-    seen = difference(found["worker"])
-    # by the lower end of what it may be: a busy machine widens the interval, and only a true cost lifts all of it
-    assert seen.low < GATE * seen.without, f"{seen.share:.1%} more, {seen.low * 1e3:.1f} to {seen.high * 1e3:.1f} ms"
+    pairs = in_one_process(PAIRS)
+    for _ in range(1, ROUNDS):
+        # a true cost is there in every round; a disturbance passes
+        if difference(pairs).share < GATE:
+            break
+        pairs += in_one_process(PAIRS)
+    seen = difference(pairs)
+    assert seen.share < GATE, f"{seen.added * 1e3:.1f} ms more in {seen.without * 1e3:.1f} ms"
 
 
 def test_the_prompt_has_200_nodes_in_rows_and_another_start_shares_no_value() -> None:
@@ -35,3 +35,4 @@ def test_the_comparison_finds_what_was_added_below_noise_that_hits_both(added: f
     seen = difference([(1 + added + one, 1 + one) for one in noise])
     assert seen.added == pytest.approx(added)
     assert seen.low <= seen.added <= seen.high
+    assert seen.calm_added == pytest.approx(added)

@@ -36,6 +36,19 @@ def test_the_same_graph_again_has_nothing_to_do_and_says_so() -> None:
     assert plan.message == "Fits: nothing has to be computed, the results of the last run are still there."
 
 
+def test_only_a_plan_that_nothing_can_change_is_settled() -> None:
+    picture = {"1": node("LoadImage", image="x.png"), "2": node("SaveVideo", video=["1", 0])}
+    plans = {
+        "a picture": make_plan(chain_of(picture, None), CARD, RULES),
+        "a video": make_plan(chain_of(graph(), None), CARD, RULES),
+        "a video whose results may go": make_plan(chain_of(graph(), kept_all(graph())), CARD, RULES),
+        "a node nobody knows": make_plan(
+            chain_of({**picture, "2": node("SaveVideo", video=["3", 0]), "3": node("NoSuchNode")}, None), CARD, RULES
+        ),
+    }
+    assert {name for name, plan in plans.items() if plan.settled} == {"a picture"}
+
+
 def test_another_seed_of_the_second_sampler_samples_and_decodes_alone() -> None:
     prompt = graph()
     prompt["78"]["inputs"]["noise_seed"] = 2

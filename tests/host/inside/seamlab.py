@@ -76,6 +76,7 @@ class Lab:
         from server import PromptServer
         from standin import dynamic as dynamic_vram
         from standin import settings
+        from standin.journal import journal
 
         settings.configure(replace(settings.current(), dynamic=dynamic))
         if dynamic:
@@ -85,6 +86,7 @@ class Lab:
         logging.getLogger().setLevel(logging.INFO)
         self.server = PromptServer(asyncio.new_event_loop())
         self.queue = self.server.prompt_queue
+        self.journal = journal
         self.execution, self.nodes = execution, nodes
         nodes.init_builtin_nodes()
         self.bare = len(list(self.server.routes)), len(self.server.app.middlewares)
@@ -119,7 +121,7 @@ class Lab:
             look()
             update(*args, **kwargs)
 
-        comfy.utils.ProgressBar.update_absolute = looking  # type: ignore[method-assign]
+        comfy.utils.ProgressBar.update_absolute = looking
 
     def start_worker(self) -> None:
         from standin import worker
@@ -294,7 +296,7 @@ def without_source_files() -> Iterator[None]:
     def write(patcher: Any, note: Any) -> None:
         vars(patcher)["cached_patcher_init"] = note
 
-    setattr(ModelPatcher, "cached_patcher_init", property(read, write))  # noqa: B010 - instances alone declare it
+    setattr(ModelPatcher, "cached_patcher_init", property(read, write))  # noqa: B010 - no such attribute is declared
     yield
 
 

@@ -81,14 +81,11 @@ class End:
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
-    FUNCTION = "run"
+    FUNCTION = "show"
     CATEGORY = "tests"
+    INPUT_TYPES = Step.INPUT_TYPES
 
-    @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
-        return {"required": {"value": ("INT", {"default": 0})}}
-
-    def run(self, value):
+    def show(self, value):
         return {"ui": {"value": [value]}}
 
 
