@@ -54,6 +54,15 @@ del pinned.is_dynamic
 host.placement.keep_loaded(frozenset)
 mm.unload_all_models()
 found["unpinned"] = names()
+class Stopped(Exception): "ComfyUI 0.8 stops a prompt with an Exception."
+mm.InterruptProcessingException = Stopped
+def stop(keys): raise Stopped()
+host.placement.before_load(stop)
+try:
+    mm.load_models_gpu([pinned])
+    found["stopped"] = False
+except Stopped:
+    found["stopped"] = True
 answer(found)
 """
 
@@ -165,6 +174,10 @@ def test_a_dynamic_model_is_not_held_by_comfyuis_list(placement: dict[str, Any])
 
 def test_unpinned_again_it_goes(placement: dict[str, Any]) -> None:
     assert placement["unpinned"] == []
+
+
+def test_an_interrupt_before_a_load_is_not_swallowed(placement: dict[str, Any]) -> None:
+    assert placement["stopped"] is True
 
 
 def test_sizes_and_comfyuis_list_are_true_through_load_and_unload(handles: dict[str, Any]) -> None:

@@ -73,6 +73,8 @@ class HostPlacement:
             keys = tuple(id(model) for model in self._coming)
             for call in self._before_load:
                 call(keys)
+        except model_management.InterruptProcessingException:
+            raise
         except Exception:
             logger.exception("nothing was moved before this load")
         finally:
