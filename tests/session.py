@@ -27,8 +27,12 @@ OPEN = """async (name) => {
 """Opens an official workflow as front ends before 1.30 can, which do not know the address' parameter."""
 
 QUEUE = """([count, trigger]) => {
-    window.comfyAPI.app.app.queuePrompt(0, count, trigger ? { intent: { trigger_source: trigger } } : undefined);
+    const options = trigger ? { intent: { trigger_source: trigger } } : undefined;
+    window.pressed = window.comfyAPI.app.app.queuePrompt(0, count, options);
 }"""
+
+SETTLED = "() => window.pressed.then(() => true)"
+"""The front end is through with the last press. Its banner says less: banners of earlier presses stand in line, 4 s each."""
 
 WIDGETS = """() => {
     const app = window.comfyAPI.app.app;
@@ -119,6 +123,10 @@ class Session:
     def queue(self, count: int = 1, trigger: str | None = None) -> None:
         """As pressing Run does, without waiting for what comes of it."""
         self.page.evaluate(QUEUE, [count, trigger])
+
+    def wait_until_settled(self) -> None:
+        """Until the front end is through with every prompt of the last `queue`, posted or not."""
+        self.page.wait_for_function(SETTLED, timeout=20_000)
 
     def widgets(self) -> dict[str, Any]:
         return self.page.evaluate(WIDGETS)

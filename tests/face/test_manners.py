@@ -27,7 +27,7 @@ def test_a_cancelled_batch_posts_nothing(session: Session) -> None:
     session.queue(3)
     session.page.locator(QUESTION).get_by_role("button", name="Cancel").click()
     expect(session.page.locator(QUESTION)).to_be_hidden()
-    expect(session.page.get_by_text("Job queuing")).to_be_hidden(timeout=20_000)
+    session.wait_until_settled()
     assert session.posted == 0
     assert session.page.get_by_role("dialog").count() == 0
 
