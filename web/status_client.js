@@ -74,6 +74,17 @@ export class StatusClient {
     else this.#schedule(0);
   }
 
+  /** The server has sent a reading by itself: the next question can wait. @param {unknown} json */
+  receive(json) {
+    if (!this.#running || this.#hidden) return;
+    try {
+      this.#publish(read(json));
+    } catch {
+      return; // what was pushed and can't be read is asked for
+    }
+    if (!this.#inFlight) this.#schedule(1000 * this.pollSeconds);
+  }
+
   /** The host's own connection dropped: said at once, without waiting for a request to fail. */
   connectionLost() {
     if (this.#running) this.#publish({ ...this.snapshot, state: "disconnected", reason: "ComfyUI does not answer" });
@@ -101,8 +112,7 @@ export class StatusClient {
     /** @type {Snapshot} */
     let next;
     try {
-      const status = await untilAborted(controller.signal, this.#read(controller.signal));
-      next = { state: status.devices.length ? "ok" : "no_gpu", status, reason: "" };
+      next = await untilAborted(controller.signal, this.#read(controller.signal));
     } catch (error) {
       next = { ...this.snapshot, ...failure(error, timedOut) };
     } finally {
@@ -116,7 +126,7 @@ export class StatusClient {
 
   /** @param {AbortSignal} signal */
   async #read(signal) {
-    return readStatus(await jsonOf(await this.#fetch(signal)));
+    return read(await jsonOf(await this.#fetch(signal)));
   }
 
   /** @param {Snapshot} snapshot */
@@ -124,6 +134,12 @@ export class StatusClient {
     this.snapshot = snapshot;
     this.#onChange(snapshot);
   }
+}
+
+/** @param {unknown} json @returns {Snapshot} */
+function read(json) {
+  const status = readStatus(json);
+  return { state: status.devices.length ? "ok" : "no_gpu", status, reason: "" };
 }
 
 /**

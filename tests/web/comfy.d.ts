@@ -35,6 +35,16 @@ interface ComfyBadge {
   tooltip: string;
 }
 
+interface ComfySidebarTab {
+  id: string;
+  icon: string;
+  title: string;
+  tooltip: string;
+  type: "custom";
+  render: (element: HTMLElement) => void;
+  destroy: () => void;
+}
+
 interface ComfyExtension {
   name: string;
   settings?: ComfySetting[];
@@ -123,6 +133,8 @@ interface ComfyApp {
     setting: { get(id: string): unknown; set(id: string, value: unknown): Promise<void> };
     toast: { add(toast: ComfyToast): void };
     queueSettings?: { mode?: string };
+    registerSidebarTab?: (tab: ComfySidebarTab) => void;
+    sidebarTab?: { toggleSidebarTab?: (id: string) => void };
     workflow?: { activeWorkflow?: Workflow | null };
   };
   menu?: { settingsGroup: { element: HTMLElement } };
@@ -130,6 +142,7 @@ interface ComfyApp {
 }
 
 interface ComfyApi {
+  clientId?: string;
   queuePrompt: Queue;
   apiURL(route: string): string;
   fetchApi(route: string, init?: RequestInit): Promise<Response>;
