@@ -27,6 +27,9 @@ export function allowOnce(body, signal) {
   return post("/v1/hardware/vram/override", body, signal);
 }
 
+/** The class of the front end's own node badges, where it has them. */
+export const nodeBadgeClass = () => window.LGraphBadge;
+
 /** Says that this page watches, or no longer does. @param {boolean} watching */
 export function postWatch(watching) {
   return post("/v1/hardware/vram/watch", JSON.stringify({ client_id: api.clientId ?? "", watching }));
@@ -112,15 +115,17 @@ export function isInAppMode() {
 /**
  * An object that the front end's own parts follow: what reads it while they draw is read anew when it changes.
  * @template {object} State
+ * @param {string} name a different one for each
  * @param {State} state
  * @returns {State}
  */
-export function followed(state) {
+export function followed(name, state) {
   // a property of a reactive store comes back as a reactive object; undocumented, so a plain one must do as well
   try {
     const manager = /** @type {Record<string, any>} */ (app.extensionManager);
-    manager.__vramHeadroom = state;
-    return manager.__vramHeadroom ?? state;
+    const property = `__vramHeadroom${name}`;
+    manager[property] = state;
+    return manager[property] ?? state;
   } catch {
     return state;
   }

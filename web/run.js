@@ -93,9 +93,10 @@ export class Runs {
   report(json) {
     if (!isObject(json)) return false;
     const id = text(json.prompt_id, "");
-    // what was followed from its start is known better than any report tells it
-    if (!id || (this.run?.id === id && this.run.samples.length > 0)) return false;
     const at = numberOrNull(json.at) ?? 0;
+    const known = this.run?.id === id ? this.run : null;
+    // events that came meanwhile know more, and what was followed is known better than a report tells it
+    if (!id || (known && (known.at > at || (known.at === at && known.samples.length > 0)))) return false;
     const state = /** @type {RunState} */ (oneOf(json.state, STATES, "running"));
     const now = { phase: numberOrNull(json.phase), nodeId: typeof json.node_id === "string" ? json.node_id : null, from: at };
     const marks = objects(json.marks).map((m) => ({
@@ -108,7 +109,7 @@ export class Runs {
       state,
       plan: planOf(json.plan),
       at,
-      marks: marks.length || state !== "running" ? marks : [now],
+      marks: marks.length ? marks : known?.marks.length ? known.marks : state === "running" ? [now] : [],
       samples: joined([], samples(json.samples)),
       measured: objects(json.measured).map(measured),
       incidents: objects(json.recoveries).map(incident),

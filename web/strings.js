@@ -134,8 +134,8 @@ export const STRINGS = Object.freeze({
   badge_here: "{size}, {placement}",
   badge_peak: "peak {size}",
   badge_short: "peak {size}, short by {short}",
-  badge_measured: "{measured} GB measured, {predicted} predicted",
-  badge_measured_alone: "{measured} measured",
+  badge_measured: "peak {measured}, {predicted} predicted",
+  badge_measured_alone: "peak {measured}",
   badge_unknown: "peak not known",
 });
 

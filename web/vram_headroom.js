@@ -3,10 +3,12 @@
 import { Accidents } from "./accidents.js";
 import { Badge } from "./badge.js";
 import { Bar } from "./bar.js";
+import { CanvasBadges } from "./canvas_badges.js";
 import * as comfy from "./comfy.js";
 import { commands, menu } from "./commands.js";
 import { Dialogs } from "./dialogs.js";
 import { addStylesheet } from "./dom.js";
+import { isObject, text } from "./fields.js";
 import { Preflight } from "./preflight.js";
 import { Remembered } from "./remembered.js";
 import { Runs } from "./run.js";
@@ -39,6 +41,7 @@ const readers = new Set();
 const client = new StatusClient(comfy.fetchStatus, (snapshot) => {
   bar?.show(snapshot);
   sidebar.show(snapshot);
+  nodeBadges.showStatus(snapshot.status);
 });
 const runs = new Runs();
 const watch = new Watch(comfy.postWatch, (status, run) => {
@@ -57,6 +60,13 @@ const sidebar = new Sidebar({
   say: (told) => bar?.say(told),
 });
 const badge = new Badge();
+const nodeBadges = new CanvasBadges({
+  app: comfy.app,
+  badgeClass: comfy.nodeBadgeClass,
+  follow: (state) => comfy.followed("Nodes", state),
+  check: comfy.fetchCheck,
+  watch: (wanted) => watch.want("badges", wanted),
+});
 const accidents = new Accidents();
 const remembered = new Remembered(localStorage);
 const dialogs = new Dialogs(remembered, () => ({ ...choices(comfy.setting) }));
@@ -72,7 +82,10 @@ const preflight = new Preflight({
   autoQueueIsOn: comfy.autoQueueIsOn,
   cancelled: comfy.cancelled,
   remembered,
-  onPosted: (posted) => void ranOut(accidents.note(posted)),
+  onPosted: (posted) => {
+    void ranOut(accidents.note(posted));
+    nodeBadges.posted(posted);
+  },
   onChecked: (note) => {
     lastCheck = note;
     bar?.showCheck(note);
@@ -89,6 +102,7 @@ function read(reader, reads) {
 
 function runChanged() {
   sidebar.showRun(runs.run);
+  nodeBadges.showRun(runs.run);
 }
 
 function showBar() {
@@ -125,6 +139,7 @@ function follow(chosen) {
   if (chosen.showBar) showBar();
   else hideBar();
   bar?.choose({ shows: chosen.barShows, card: chosen.card, pollSeconds: chosen.pollSeconds, criticalAt: chosen.warnAt });
+  nodeBadges.switch(chosen.nodeBadges);
   if (chosen.ask === "off") preflight.remove();
   else preflight.install();
 }
@@ -180,6 +195,11 @@ async function told(request, summary, detail) {
   }
 }
 
+/** @param {unknown} detail of an event */
+function promptOf(detail) {
+  return isObject(detail) ? text(detail.prompt_id, "") : "";
+}
+
 comfy.registerExtension({
   name: "VRAMHeadroom",
   settings: settings(settingChanged),
@@ -190,15 +210,20 @@ comfy.registerExtension({
   get topbarBadges() {
     return badge.badges;
   },
+  nodeCreated: (node) => nodeBadges.created(node),
+  afterConfigureGraph: () => nodeBadges.changed(),
   init() {
     comfy.onEvents(MEMORY_EVENTS, () => client.refresh());
     comfy.onEvents(["reconnecting"], () => client.connectionLost());
     comfy.onEvents(["reconnected"], () => watch.reconnected());
     comfy.onEvent("execution_error", (detail) => void ranOut(accidents.from(detail)));
+    comfy.onEvents(["graphChanged"], () => nodeBadges.changed());
+    comfy.onEvent("execution_start", (detail) => nodeBadges.started(promptOf(detail)));
+    comfy.onEvents(["execution_success", "execution_error", "execution_interrupted"], () => nodeBadges.ended(true));
     comfy.onEvent("vram_headroom.status", (detail) => client.receive(detail));
     for (const [type, take] of RUN_EVENTS) comfy.onEvent(type, (detail) => take(detail) && runChanged());
     document.addEventListener("visibilitychange", () => {
-      for (const part of [client, watch, sidebar]) part.setHidden(document.hidden);
+      for (const part of [client, watch, sidebar, nodeBadges]) part.setHidden(document.hidden);
     });
   },
   setup() {

@@ -54,6 +54,8 @@ interface ComfyExtension {
   readonly topbarBadges?: ComfyBadge[];
   init?: () => void;
   beforeRegisterNodeDef?: (nodeType: { prototype: any }, nodeData: { name?: string }) => void;
+  nodeCreated?: (node: GraphNode) => void;
+  afterConfigureGraph?: () => void;
   setup?: () => void;
 }
 
@@ -85,6 +87,7 @@ interface GraphLink {
 
 interface GraphWidget {
   name: string;
+  serializeValue?: unknown;
   value: unknown;
   callback?: (value: unknown, canvas: unknown, node: GraphNode) => void;
 }
@@ -99,7 +102,14 @@ interface SubgraphSlot {
   connect(slot: GraphSlot, node: GraphNode): unknown;
 }
 
+interface NodeBadge {
+  text: string;
+}
+
+type NodeBadgeClass = new (options: { text: string; fgColor: string; bgColor: string }) => NodeBadge;
+
 interface GraphNode {
+  badges?: (NodeBadge | (() => NodeBadge))[];
   id: string | number;
   pos: ArrayLike<number>;
   mode: number;
@@ -153,6 +163,7 @@ type PromptExecutionErrorClass = new (response: { node_errors: object }, status?
 
 interface Window {
   comfyAPI?: { api?: { PromptExecutionError?: PromptExecutionErrorClass } };
+  LGraphBadge?: NodeBadgeClass;
   LiteGraph?: { createNode(type: string): GraphNode | null };
   __COMFYUI_FRONTEND_VERSION__?: string;
 }

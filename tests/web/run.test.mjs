@@ -119,8 +119,11 @@ test("a page that opens late catches up, and what it has followed itself it keep
   assert.match(chartOf(late.run).line, /^M0 /);
   const followed = new Runs();
   followed.plan({ prompt_id: "a", plan: TWO });
-  followed.phase(at(0, { samples: [[0, GB]] }));
-  assert.equal(followed.report(report), false);
+  followed.phase(at(0));
+  followed.phase(at(10, { phase: 1, node_id: "8", samples: [[0, GB]] }));
+  assert.equal(followed.report({ ...report, at: 9, state: "running" }), false, "events know more");
+  assert.equal(followed.report({ ...report, marks: [] }), true, "the tab was hidden as it ended");
+  assert.deepEqual(chartOf(followed.run).rows.map((row) => row.state), ["done", "done"]);
 });
 
 test("a run that could not be planned is drawn alone, and nonsense is no run", () => {
