@@ -13,6 +13,7 @@ from aiohttp import web
 from ..vram.brief import BriefThread
 from ..vram.components import ComponentRole
 from ..vram.device import DeviceReadError
+from ..vram.incidents import IncidentLog
 from ..vram.monitor import NoAcceleratorError, VRAMMonitor
 from ..vram.offloader import VRAMOffloader
 from ..vram.plan.advice import Context, FixReport, advise, fix_report
@@ -122,6 +123,8 @@ class Pack:
     """By the id of the prompt that was queued with it."""
     answers: Bounded[tuple[Chain, Plan, list[FixReport]]] = field(default_factory=lambda: Bounded(ANSWERS_KEPT))
     """What was answered for a prompt and a state of the card."""
+    incidents: IncidentLog = field(default_factory=IncidentLog)
+    """What came of out-of-memory errors."""
     chains: ChainCache = field(init=False)
     sizing: Sizing = field(init=False)
 
