@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -28,8 +28,8 @@ from ..vram.plan.sizing import Sizing
 from ..vram.plan.types import Card, Chain, Earlier, HeldModel, HostRules, Plan
 from ..vram.policy import chosen_policy
 from ..vram.selfcheck import report
-from ..vram.status import Status, read_status
-from ..vram.system_memory import read_system_memory
+from ..vram.status import Status, WaitingAction, read_status
+from ..vram.system_memory import held_by_process, read_system_memory
 from ..vram.units import GIB
 from .host import Host
 from .host.server import QueuedPrompt
@@ -125,6 +125,8 @@ class Pack:
     """What was answered for a prompt and a state of the card."""
     incidents: IncidentLog = field(default_factory=IncidentLog)
     """What came of out-of-memory errors."""
+    waiting: Callable[[], tuple[WaitingAction, ...]] = tuple
+    """What was asked of models and waits for the worker thread."""
     chains: ChainCache = field(init=False)
     sizing: Sizing = field(init=False)
 
@@ -143,6 +145,9 @@ class Pack:
             rules=models.rules(),
             seams=self.host.seams.report(),
             self_check=report(self.host.checker.look()),
+            waiting=self.waiting(),
+            memory=read_system_memory(),
+            memory_ours=held_by_process(),
         )
 
     def other_programs(self) -> int:
