@@ -145,6 +145,13 @@ class HostModels:
         leaving = [patcher for key, patcher in found.items() if key not in busy and wanted(key, self._role_of(key))]
         return sum(ComfyModelHandle(patcher, self).unload() for patcher in leaving)
 
+    def adopt(self, key: int) -> tuple[str, ComponentRole, ComfyModelHandle] | None:
+        """Name, role and a handle of a loaded model of any loader; None if none of this key is loaded. Worker thread only."""
+        patcher = next((patcher for _, patcher in self._entries() if id(patcher.model) == key), None)
+        if patcher is None:
+            return None
+        return self.name_of(patcher), self.role(patcher.model), ComfyModelHandle(patcher, self)
+
     def reclaimable(self, index: int, pinned: Collection[object] = ()) -> int:
         """Bytes ComfyUI would give back on this card when asked: all elastic models, and others that it does not compute with
         and nobody pinned."""
