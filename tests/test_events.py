@@ -53,6 +53,9 @@ def test_a_watcher_follows_a_run_phase_by_phase_and_sees_its_end(host: HostProce
         measured = [one["phase"] for one in last["measured"] if one["phase"] is not None]
         # which of two texts comes first is ComfyUI's affair
         assert sorted(measured) == list(range(len(kinds)))
+        assert sorted(mark["phase"] for mark in last["marks"]) == list(range(len(kinds)))
+        begun = [mark["at"] for mark in last["marks"]]
+        assert begun == sorted(begun)
         samples = [sample for one in page.events("phase") for sample in one["samples"]]
         assert samples == sorted(samples, key=lambda sample: sample[0])
         run = (await page.watch()).body["run"]

@@ -98,16 +98,17 @@ export function placementOf(bytes, bytesOnCard) {
 }
 
 /** @param {Facts} model */
-function whyNotOffload({ key, inUse, bytesOnCard }) {
+function whyNotOffload({ key, inUse, pinned, bytesOnCard }) {
   if (key === null) return t("because_unknown");
   if (inUse) return t("because_in_use");
+  if (pinned) return t("because_pinned");
   return bytesOnCard === 0 ? t("because_in_ram") : "";
 }
 
 /** @param {Status} status @param {readonly Pending[]} pending @returns {Action} */
 function freeAction(status, pending) {
   const models = [...status.models, ...status.pipelines.flatMap((p) => p.components)].filter((m) => m.bytesOnCard > 0);
-  const reason = models.length === 0 ? t("because_nothing") : models.every((m) => m.inUse) ? t("because_all_in_use") : "";
+  const reason = models.length === 0 ? t("because_nothing") : models.every((m) => m.inUse || m.pinned) ? t("because_all_in_use") : "";
   return action("free", t("everything"), null, reason, status, pending);
 }
 

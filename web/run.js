@@ -55,11 +55,13 @@ export class Runs {
     const at = numberOrNull(detail.at) ?? run.at;
     const state = /** @type {RunState} */ (oneOf(detail.state, STATES, "running"));
     const mark = { phase: numberOrNull(detail.phase), nodeId: typeof detail.node_id === "string" ? detail.node_id : null, from: at };
+    // a server that marks phases itself knows of those too that are over between two events
+    const marks = Array.isArray(detail.marks) ? objects(detail.marks).map(markOf) : state === "running" ? withMark(run.marks, mark) : run.marks;
     this.run = {
       ...run,
       state,
       at,
-      marks: state === "running" ? withMark(run.marks, mark) : run.marks,
+      marks,
       samples: joined(run.samples, samples(detail.samples)),
       measured: Array.isArray(detail.measured) ? objects(detail.measured).map(measured) : run.measured,
     };
@@ -99,11 +101,7 @@ export class Runs {
     if (!id || (known && (known.at > at || (known.at === at && known.samples.length > 0)))) return false;
     const state = /** @type {RunState} */ (oneOf(json.state, STATES, "running"));
     const now = { phase: numberOrNull(json.phase), nodeId: typeof json.node_id === "string" ? json.node_id : null, from: at };
-    const marks = objects(json.marks).map((m) => ({
-      phase: numberOrNull(m.phase),
-      nodeId: typeof m.node_id === "string" ? m.node_id : null,
-      from: numberOrNull(m.at) ?? 0,
-    }));
+    const marks = objects(json.marks).map(markOf);
     this.run = {
       ...this.#fresh(id),
       state,
@@ -133,6 +131,11 @@ function planOf(json) {
   }
 }
 
+/** @param {Record<string, unknown>} m @returns {Mark} */
+function markOf(m) {
+  return { phase: numberOrNull(m.phase), nodeId: typeof m.node_id === "string" ? m.node_id : null, from: numberOrNull(m.at) ?? 0 };
+}
+
 /** @param {Mark[]} marks @param {Mark} mark @returns {Mark[]} */
 function withMark(marks, mark) {
   const last = marks.at(-1);
@@ -142,7 +145,7 @@ function withMark(marks, mark) {
 /** @param {Sample[]} before @param {Sample[]} more @returns {Sample[]} every other one left out when there are too many */
 function joined(before, more) {
   const last = before.at(-1)?.[0] ?? -Infinity;
-  const all = more.length ? [...before, ...more.filter(([at]) => at >= last)] : before;
+  const all = more.length ? [...before, ...more.filter(([at]) => at > last)] : before;
   return all.length <= MOST_SAMPLES ? all : all.filter((_, i) => i % 2 === 0 || i === all.length - 1);
 }
 

@@ -65,6 +65,7 @@ import { isObject, list, number, numberOrNull, object, objects, oneOf, text } fr
  *
  * @typedef {object} Status
  * @property {string} version
+ * @property {number | null} takenAt seconds of the server's clock: of two the higher is the newer
  * @property {Device[]} devices
  * @property {Pipeline[]} pipelines
  * @property {LoadedModel[]} models
@@ -84,6 +85,7 @@ export function readStatus(json) {
   const body = object(json, "the answer");
   return {
     version: text(body.version, ""),
+    takenAt: numberOrNull(body.taken_at),
     devices: list(body.devices, "devices").map(device).filter((d) => d !== null),
     pipelines: list(body.pipelines ?? [], "pipelines").map(pipeline),
     models: list(body.loaded_models ?? [], "loaded_models").map(loadedModel),

@@ -131,9 +131,16 @@ export class StatusClient {
 
   /** @param {Snapshot} snapshot */
   #publish(snapshot) {
+    if (isOlder(snapshot.status, this.snapshot.status)) snapshot = { ...snapshot, status: this.snapshot.status };
     this.snapshot = snapshot;
     this.#onChange(snapshot);
   }
+}
+
+/** An answer may be overtaken by an event. Far older is the clock of a server that was started anew. @param {Status | null} one @param {Status | null} other */
+function isOlder(one, other) {
+  const by = (other?.takenAt ?? 0) - (one?.takenAt ?? 0);
+  return typeof one?.takenAt === "number" && by > 0 && by < TIMEOUT_MS / 1000;
 }
 
 /** @param {unknown} json @returns {Snapshot} */

@@ -92,10 +92,11 @@ test("the share of elastic weights carries its age", () => {
 test("an action that is not possible says why", () => {
   const [row] = rowsOf([component({ in_use: true })]).groups[0].rows;
   assert.equal(row.actions[0].spoken, "Offload high: it is in use");
+  assert.equal(rowsOf([component({ pinned: true })]).groups[0].rows[0].actions[0].reason, "it is pinned; unpin it first");
   assert.equal(rowsOf([component({ bytes_on_card: 0 })]).groups[0].rows[0].actions[0].reason, "it is off the card already");
   assert.equal(rowsOf([component({ key: null })]).groups[0].rows[0].actions[1].reason, "ComfyUI has no handle of it");
   assert.equal(rowsOf([component({ bytes_on_card: 0 })]).free.reason, "no model is on the card");
-  assert.equal(rowsOf([component({ in_use: true })]).free.reason, "every model on the card is in use");
+  assert.equal(rowsOf([component({ in_use: true })]).free.reason, "every model on the card is in use or pinned");
 });
 
 test("an action that waits says for what, from the moment it was asked for", () => {
