@@ -1,6 +1,5 @@
 """Statuses, plans and events, made up: for tests of what the panel makes of them, whatever the server says today."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from playwright.sync_api import Locator, expect
@@ -40,19 +39,30 @@ def component(key: int, name: str, role: str, size: float, on_card: float = 0.0,
     """A model of a pipeline."""
     placement = "cpu" if on_card == 0 else "gpu" if on_card >= size else "partial"
     found = {"key": key, "name": name, "role": role, "placement": placement, "dtype": "float8_e4m3fn", "node_id": None}
-    found |= {"bytes": gib(size), "bytes_on_card": gib(on_card), "pinned": False, "elastic": False, "policy": "", "in_use": False}
+    found |= {
+        "bytes": gib(size),
+        "bytes_on_card": gib(on_card),
+        "pinned": False,
+        "elastic": False,
+        "policy": "",
+        "in_use": False,
+    }
     return {**found, "idle_seconds": 130.0, "age_seconds": 0.0, "device_index": 0, **rest}
 
 
 SEAMS = [
     {"name": "node start and end", "kind": "private", "since": "0.8", "state": "live", "without_it": "no peaks"},
-    {"name": "tiled VAE decode", "kind": "private", "since": "0.8", "state": "absent", "without_it": "that ComfyUI fell back to tiles is not shown"},
-]  # fmt: skip
+    {"name": "tiled VAE decode", "kind": "private", "since": "0.8", "state": "absent", "without_it": "tiles are not shown"},
+]
 
 
 def status(*devices: dict[str, Any], **rest: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"version": "0.1.0", "devices": list(devices), "pipelines": [], "loaded_models": [], "waiting": []}
-    found |= {"running": None, "seams": SEAMS, "ram": {"total_bytes": 64 * GIB, "available_bytes": 40 * GIB, "limit_bytes": None}}
+    found |= {
+        "running": None,
+        "seams": SEAMS,
+        "ram": {"total_bytes": 64 * GIB, "available_bytes": 40 * GIB, "limit_bytes": None},
+    }
     found["ram"]["ours_bytes"] = 18 * GIB
     found["host"] = {"comfyui_version": "0.33.0", "patchers": "dynamic", "vram_state": "NORMAL_VRAM", "reserve_bytes": gib(0.4)}
     rows = [{"kind": "forward", "name": "WAN T2V 14B, 81 frames", "expected": gib(3.75), "traced": gib(3.75)}]
@@ -68,7 +78,9 @@ def busy(index: int = 0) -> dict[str, Any]:
 def running(**rest: Any) -> dict[str, Any]:
     """A pipeline that samples, and a model that the host alone knows."""
     parts = [
-        component(1, "WAN 2.2 high noise", "generator", 13.3, 5.6, in_use=True, idle_seconds=0.0, elastic=True, age_seconds=3.2),
+        component(
+            1, "WAN 2.2 high noise", "generator", 13.3, 5.6, in_use=True, idle_seconds=0.0, elastic=True, age_seconds=3.2
+        ),
         component(2, "WAN 2.2 low noise", "generator", 13.3),
         component(3, "UMT5-XXL", "text_encoder", 6.3, idle_seconds=12.0),
         component(4, "VAE 2.1", "vae", 0.24, 0.24, pinned=True),
@@ -84,12 +96,18 @@ def running(**rest: Any) -> dict[str, Any]:
 TERMS = {"self-attention": 1.2, "hidden states": 0.64, "rotary table": 0.03}
 
 
-def phase(kind: str, title: str, node: str, weights: float, needed: float, steps: int | None = None, **rest: Any) -> dict[str, Any]:
+def phase(
+    kind: str, title: str, node: str, weights: float, needed: float, steps: int | None = None, **rest: Any
+) -> dict[str, Any]:
     peak = weights + needed
     found: dict[str, Any] = {"kind": kind, "title": title, "node_ids": [node], "steps": steps, "resident_bytes": gib(weights)}
     found |= {"other_models_bytes": 0, "streamed_bytes": 0, "reserve_bytes": gib(0.4), "short_bytes": 0, "cache_bytes": 0}
     found["activation_bytes"] = {"expected": gib(needed), "lower": gib(0.97 * needed), "upper": gib(1.1 * needed)}
-    found["peak_allocated_bytes"] = {"expected": gib(peak), "lower": gib(weights + 0.97 * needed), "upper": gib(weights + 1.1 * needed)}
+    found["peak_allocated_bytes"] = {
+        "expected": gib(peak),
+        "lower": gib(weights + 0.97 * needed),
+        "upper": gib(weights + 1.1 * needed),
+    }
     share = sum(TERMS.values())
     found["activation_terms"] = [{"name": name, "bytes": gib(needed * size / share)} for name, size in TERMS.items()]
     found |= {"peak_reserved_bytes": None, "available_bytes": gib(11 - weights), "other_programs_bytes": gib(1.1)}
@@ -144,13 +162,33 @@ def play(session: Session, until: int, state: str = "running", prompt_id: str = 
             peak = {"phase": index - 1, "node_id": str(index), "peak_bytes": gib(heights[index - 1]), "exact": True}
             peaks.append({**peak, "lower_bound": False})
         over = index == until and (state != "running" or until == 5)
-        told = {"phase": None, "node_id": None} if over and index == 5 else {"phase": min(index, 4), "node_id": str(min(index, 4) + 1)}
-        event(session, "phase", prompt_id=prompt_id, state=state if over else "running", at=2 * index, samples=before, measured=peaks, **told)
+        told = (
+            {"phase": None, "node_id": None}
+            if over and index == 5
+            else {"phase": min(index, 4), "node_id": str(min(index, 4) + 1)}
+        )
+        event(
+            session,
+            "phase",
+            prompt_id=prompt_id,
+            state=state if over else "running",
+            at=2 * index,
+            samples=before,
+            measured=peaks,
+            **told,
+        )
     if until in (2, 3) and state == "running":
         node = str(until + 1)
         event(session, "progress", prompt_id=prompt_id, node=node, value=4, max=10)
         told = {"phase": until, "node_id": node, "at": 2 * until + 1, "measured": peaks}
-        event(session, "phase", prompt_id=prompt_id, state="running", samples=ramp(2 * until, 2 * until + 1, 7.0, heights[until]), **told)
+        event(
+            session,
+            "phase",
+            prompt_id=prompt_id,
+            state="running",
+            samples=ramp(2 * until, 2 * until + 1, 7.0, heights[until]),
+            **told,
+        )
 
 
 def serve(session: Session, answer: dict[str, Any], run: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -173,11 +211,12 @@ def serve(session: Session, answer: dict[str, Any], run: dict[str, Any] | None =
     return beats
 
 
-def open_panel(session: Session) -> Locator:
+def open_panel(session: Session, shows: str = "NVIDIA RTX 4070 Ti") -> Locator:
+    """Returns once this is in it: the first thing it draws may be a reading from before."""
     panel = session.page.locator(PANEL)
     if panel.count() == 0:
         session.page.evaluate(TOGGLE, TAB)
-    expect(panel).to_be_visible(timeout=20_000)
+    expect(panel).to_contain_text(shows, timeout=20_000)
     return panel
 
 
@@ -188,5 +227,21 @@ def close_panel(session: Session) -> None:
     expect(panel).to_have_count(0, timeout=20_000)
 
 
-def texts(locators: Iterable[str] | Sequence[str]) -> list[str]:
-    return [" ".join(text.split()) for text in locators]
+BADGES = """() => {
+    const found = {};
+    const walk = (graph, prefix) => {
+        for (const node of graph.nodes) {
+            const texts = (node.badges ?? []).map((badge) => (typeof badge === "function" ? badge() : badge).text);
+            if (texts.some(Boolean)) found[`${prefix}${node.id}`] = texts.filter(Boolean).join(" ");
+            if (node.subgraph) walk(node.subgraph, `${prefix}${node.id}:`);
+        }
+    };
+    const app = window.comfyAPI.app.app;
+    walk(app.rootGraph ?? app.graph, "");
+    return found;
+}"""
+"""What the badges of every node say, as the canvas asks them, in subgraphs too."""
+
+
+def badges(session: Session) -> dict[str, str]:
+    return session.page.evaluate(BADGES)

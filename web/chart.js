@@ -222,7 +222,9 @@ function stateOf(run, first, times) {
   const isLast = last !== undefined && own.includes(last);
   if (own.length === 0) return measuredOf(run, first, times) || run.state === "done" ? "done" : "waiting";
   if (!isLast || run.state === "done") return "done";
-  return run.state;
+  // its node has ended, and one that computes nothing runs
+  const left = run.state === "running" && run.phase === null && run.measured.some((m) => m.phase === last.phase);
+  return left ? "done" : run.state;
 }
 
 /** @param {Run} run @param {Phase} phase @param {number} first @param {number} times @param {number} at @param {PhaseState} state @returns {PhaseRow} */
@@ -235,7 +237,8 @@ function rowOf(run, phase, first, times, at, state) {
     predicted ? t("phase_predicted", { size: size(predicted.expected) }) : t("phase_unknown"),
     measured ? t("phase_measured", { size: measuredWords(measured) }) : "",
   ];
-  const isPeak = predicted !== null && predicted.expected === predictedPeak(run.plan);
+  const peak = run.plan?.peakPhase ?? -1;
+  const isPeak = predicted !== null && peak >= first && peak < first + times;
   const notes = [
     isPeak ? t("phase_peak") : "",
     phase.short > 0 ? t("phase_short", { size: size(phase.short) }) : "",

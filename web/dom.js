@@ -67,6 +67,11 @@ export function setAttribute(element, name, value) {
   else element.setAttribute(name, value);
 }
 
+/** @param {HTMLElement} element @param {boolean} hidden */
+export function setHidden(element, hidden) {
+  if (element.hidden !== hidden) element.hidden = hidden;
+}
+
 /**
  * Writes into the text node that is there: replacing it would wake every observer of the page's structure.
  * @param {Element} element

@@ -1,6 +1,6 @@
 // The list of pipelines and models with what can be done with each. Rows stay while their figures change, so that focus does.
 
-import { h, setAttribute, setText } from "./dom.js";
+import { h, setAttribute, setHidden, setText } from "./dom.js";
 import { t } from "./strings.js";
 
 /**
@@ -30,7 +30,7 @@ export class ModelList {
   /** @param {Inventory} inventory */
   show({ groups, free }) {
     this.#free.show(free);
-    this.#none.hidden = groups.length > 0;
+    setHidden(this.#none, groups.length > 0);
     const views = groups.map((group) => {
       const view = this.#views.get(group.id) ?? new GroupView(this.#ask);
       view.show(group);
@@ -59,7 +59,7 @@ class GroupView {
 
   /** @param {Group} group */
   show({ title, state, dot, rows }) {
-    this.#dot.hidden = dot === null;
+    setHidden(this.#dot, dot === null);
     setAttribute(this.#dot, "data-dot", dot);
     setText(this.#title, title);
     setText(this.#state, state);
@@ -135,7 +135,7 @@ class Button {
     setAttribute(this.element, "title", action.reason ? action.spoken : null);
     setAttribute(this.element, "aria-disabled", action.reason ? "true" : null);
     setText(this.waits, action.waits);
-    this.waits.hidden = !action.waits;
+    setHidden(this.waits, !action.waits);
   }
 }
 

@@ -3,7 +3,7 @@
 import { AboutView } from "./about_view.js";
 import { cardStack, drawStack, memoryStack } from "./card_view.js";
 import { chartOf } from "./chart.js";
-import { followTheme, h, setAttribute, setText } from "./dom.js";
+import { followTheme, h, setAttribute, setHidden, setText } from "./dom.js";
 import { inventoryOf } from "./inventory.js";
 import { ModelList } from "./model_list.js";
 import { RunView } from "./run_view.js";
@@ -68,16 +68,16 @@ export class Panel {
     const failed = state === "error" || state === "disconnected";
     const lost = failed ? [t("no_reading", { reason, seconds: pollSeconds }), status ? t("old_figures") : ""].filter(Boolean).join(" ") : "";
     setText(this.#note, state === "loading" ? t("waiting_for_reading") : state === "no_gpu" ? t("no_gpu") : lost);
-    this.#note.hidden = this.#note.textContent === "";
+    setHidden(this.#note, this.#note.textContent === "");
     setAttribute(this.#told, "role", hasVoice ? null : "status");
     setText(this.#told, told);
-    this.#told.hidden = told === "" && hasVoice;
+    setHidden(this.#told, told === "" && hasVoice);
     if (run !== this.#run) {
       this.#run = run;
       this.#runView.show(run && chartOf(run), run?.state === "running");
     }
-    this.#models.element.hidden = this.#about.element.hidden = status === null;
-    this.#runView.element.hidden = state === "no_gpu" && run === null;
+    for (const part of [this.#models, this.#about]) setHidden(part.element, status === null);
+    setHidden(this.#runView.element, state === "no_gpu" && run === null);
     if (status === null) return;
     const stacks = status.devices.map((device) => cardStack(status, device, criticalAt));
     if (status.ram) stacks.push(memoryStack(status.ram));

@@ -16,6 +16,7 @@ import { isObject, numberOrNull, objects, oneOf, text } from "./fields.js";
  * @property {string} id of the prompt
  * @property {RunState} state
  * @property {Answer | null} plan null where it could not be planned
+ * @property {number | null} phase that computes right now; null between two of them and at the end
  * @property {number} at seconds since the start, of the last news
  * @property {Mark[]} marks in order
  * @property {Sample[]} samples in order
@@ -56,10 +57,11 @@ export class Runs {
     const state = /** @type {RunState} */ (oneOf(detail.state, STATES, "running"));
     const mark = { phase: numberOrNull(detail.phase), nodeId: typeof detail.node_id === "string" ? detail.node_id : null, from: at };
     // a server that marks phases itself knows of those too that are over between two events
-    const marks = Array.isArray(detail.marks) ? objects(detail.marks).map(markOf) : state === "running" ? withMark(run.marks, mark) : run.marks;
+    const marks = Array.isArray(detail.marks) ? objects(detail.marks).map(markOf) : withMark(run.marks, mark);
     this.run = {
       ...run,
       state,
+      phase: mark.phase,
       at,
       marks,
       samples: joined(run.samples, samples(detail.samples)),
@@ -106,6 +108,7 @@ export class Runs {
       ...this.#fresh(id),
       state,
       plan: planOf(json.plan),
+      phase: now.phase,
       at,
       marks: marks.length ? marks : known?.marks.length ? known.marks : state === "running" ? [now] : [],
       samples: joined([], samples(json.samples)),
@@ -118,7 +121,7 @@ export class Runs {
   /** @param {string} id @returns {Run} */
   #fresh(id) {
     const steps = this.#stepsOf === id ? new Map(this.#steps) : new Map();
-    return { id, state: "running", plan: null, at: 0, marks: [], samples: [], measured: [], incidents: [], steps };
+    return { id, state: "running", plan: null, phase: null, at: 0, marks: [], samples: [], measured: [], incidents: [], steps };
   }
 }
 
@@ -139,6 +142,7 @@ function markOf(m) {
 /** @param {Mark[]} marks @param {Mark} mark @returns {Mark[]} */
 function withMark(marks, mark) {
   const last = marks.at(-1);
+  if (mark.nodeId === null) return marks;
   return last && last.phase === mark.phase && last.nodeId === mark.nodeId ? marks : [...marks, mark];
 }
 

@@ -1,6 +1,6 @@
 // A run on the page: the drawing, and below it the phases in words. One phase at a time shows what its figure is made of.
 
-import { h, setAttribute, setText, svg } from "./dom.js";
+import { h, setAttribute, setHidden, setText, svg } from "./dom.js";
 import { t } from "./strings.js";
 
 /** @import { Bar, Chart, PhaseRow } from "./chart.js" */
@@ -67,9 +67,9 @@ export class RunView {
     setText(this.#title, t(isRunning || !chart ? "run_title" : "run_last"));
     setText(this.#caption, chart?.caption ?? "");
     setText(this.#note, chart ? (chart.bars.length ? "" : t("run_unplanned")) : t("run_none"));
-    this.#note.hidden = this.#note.textContent === "";
-    this.#figure.hidden = !chart;
-    this.#hint.hidden = !chart?.rows.length;
+    setHidden(this.#note, this.#note.textContent === "");
+    setHidden(this.#figure, !chart);
+    setHidden(this.#hint, !chart?.rows.length);
     if (!chart) {
       this.#rows([]);
       this.#incidents.replaceChildren();
@@ -173,9 +173,9 @@ class PhaseView {
     setText(this.#state, row.state);
     setText(this.#figures, row.figures);
     setText(this.#notes, row.notes.join(" · "));
-    this.#notes.hidden = row.notes.length === 0;
+    setHidden(this.#notes, row.notes.length === 0);
     setAttribute(this.button, "aria-expanded", String(open));
-    this.#terms.hidden = !open;
+    setHidden(this.#terms, !open);
     const drawn = open ? JSON.stringify([row.terms, row.bounds]) : "";
     if (drawn === this.#drawn) return;
     this.#drawn = drawn;
@@ -209,7 +209,7 @@ function indexOf(target) {
 
 /** @param {HTMLElement} element @param {{ left: number, bottom: number } | null} at percent @param {string} words */
 function place(element, at, words) {
-  element.hidden = at === null;
+  setHidden(element, at === null);
   if (at) setAttribute(element, "style", `left:${at.left}%;bottom:${at.bottom}%`);
   const label = element.firstElementChild;
   if (label) setText(label, words);

@@ -86,7 +86,7 @@ export const STRINGS = Object.freeze({
   run_measured: "Measured peak: {measured}.",
   measured_at_least: "at least {size}",
   key_predicted: "predicted, upper bound as a thin line",
-  key_measured: "measured",
+  key_measured: "measured, the highest dotted",
   key_limit: "the card",
   key_others: "other programs",
   phases_name: "Phases of the run",

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { POLL_SECONDS, SPACING_MS, StatusClient, TIMEOUT_MS } from "../../web/status_client.js";
-import { deviceJson, response, statusJson } from "./samples.mjs";
+import { deviceJson, GB, response, statusJson } from "./samples.mjs";
 
 const POLL_MS = 1000 * POLL_SECONDS;
 
@@ -181,7 +181,7 @@ test("a reading that was sent by itself is shown, and an older answer that comes
   client.receive(answers[1]);
   assert.deepEqual(seen, [], "nobody reads");
   client.start(false);
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  await pass(50);
   for (const answer of [answers[1], answers[2], "no reading"]) client.receive(answer);
   assert.deepEqual(seen, [10, 1, 1]);
   client.receive({ ...answers[2], taken_at: 0.5 });
