@@ -128,8 +128,15 @@ function placed(stretches) {
 
 /** @param {Run} run @param {Place[]} places @returns {Map<number, Span>} by index of the phase; one that never ran has none */
 function spansOf(run, places) {
-  const boxes = new Map(places.flatMap(({ first, times, left, width }) =>
-    Array.from({ length: times }, (_, i) => /** @type {const} */ ([first + i, { left: left + (i * width) / times, width: width / times }]))));
+  const begun = [...new Set(run.marks.flatMap(({ phase }) => phase ?? []))];
+  /** @type {Map<number, { left: number, width: number }>} */
+  const boxes = new Map();
+  for (const { first, times, left, width } of places) {
+    // phases alike share a bar in the order they ran in: which of two texts comes first is ComfyUI's affair
+    const own = Array.from({ length: times }, (_, i) => first + i);
+    const order = [...begun.filter((phase) => own.includes(phase)), ...own.filter((phase) => !begun.includes(phase))];
+    for (const [i, phase] of order.entries()) boxes.set(phase, { left: left + (i * width) / times, width: width / times });
+  }
   if (boxes.size === 0 && run.samples.length) boxes.set(-1, { left: 0, width: 1000 });
   /** @type {Map<number, Span>} */
   const spans = new Map();
