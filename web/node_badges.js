@@ -17,8 +17,8 @@ export class NodeBadges {
   #app;
   #Badge;
   #follow;
-  /** Read by every badge, so that Vue nodes draw theirs again when it changes. */
-  #state = { rev: 0 };
+  /** Read by every badge, so that Vue nodes draw theirs again when it changes; the same one for good, or they would follow an old one. @type {{ rev: number } | null} */
+  #state = null;
   #on = false;
   /** @type {WeakMap<GraphNode, () => NodeBadge>} */
   #attached = new WeakMap();
@@ -43,7 +43,7 @@ export class NodeBadges {
     if (on === this.#on) return;
     this.#on = on;
     if (on) {
-      this.#state = this.#follow({ rev: 0 });
+      this.#state ??= this.#follow({ rev: 0 });
       for (const [, node] of this.#nodes()) this.created(node);
     } else {
       this.#shown.clear();
@@ -80,7 +80,7 @@ export class NodeBadges {
 
   /** @param {GraphNode} node @returns {NodeBadge} the same one until it says something else: the canvas asks at every frame */
   #badge(node) {
-    void this.#state.rev;
+    void this.#state?.rev;
     const shown = this.#shown.get(node) ?? NOTHING;
     const made = this.#made.get(node);
     if (made?.shown === shown) return made.badge;
@@ -91,7 +91,7 @@ export class NodeBadges {
   }
 
   #redraw() {
-    this.#state.rev += 1;
+    if (this.#state) this.#state.rev += 1;
     this.#app.canvas?.setDirty(true, true);
   }
 
