@@ -3,7 +3,7 @@
 import { AboutView } from "./about_view.js";
 import { cardStack, drawStack, memoryStack } from "./card_view.js";
 import { chartOf } from "./chart.js";
-import { followTheme, h, setAttribute, setHidden, setText } from "./dom.js";
+import { followTheme, h, markTheme, setAttribute, setHidden, setText } from "./dom.js";
 import { inventoryOf } from "./inventory.js";
 import { ModelList } from "./model_list.js";
 import { RunView } from "./run_view.js";
@@ -59,6 +59,8 @@ export class Panel {
   mount(parent) {
     parent.replaceChildren(this.element);
     this.#stopTheme = followTheme(this.element);
+    // the sidebar may put what it has rendered into the page only afterwards
+    requestAnimationFrame(() => markTheme(this.element));
   }
 
   /** @param {Shown} shown */

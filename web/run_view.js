@@ -3,7 +3,7 @@
 import { h, setAttribute, setHidden, setText, svg } from "./dom.js";
 import { t } from "./strings.js";
 
-/** @import { Bar, Chart, PhaseRow } from "./chart.js" */
+/** @import { Bar, Chart, Mark, PhaseRow } from "./chart.js" */
 
 const TERMS_ID = "vram-headroom-terms";
 
@@ -26,7 +26,7 @@ export class RunView {
   #sentence = h("p", { class: "vrh-sentence" });
   #incidents = h("ul", { class: "vrh-incidents" });
   #list;
-  #keys = h("figcaption", { class: "vrh-parts" });
+  #keys = h("ul", { class: "vrh-parts" });
   #hint = h("p", { class: "vrh-hint" }, t("terms_hint"));
   /** @type {PhaseView[]} */
   #phases = [];
@@ -40,7 +40,7 @@ export class RunView {
     const drawing = svg("svg", { viewBox: "0 0 1000 100", preserveAspectRatio: "none", "aria-hidden": "true" }, ...parts);
     this.#plot = h("div", { class: "vrh-plot", role: "img" }, this.#limit, this.#marks, this.#peak, this.#head);
     this.#plot.prepend(drawing);
-    this.#figure = h("figure", { class: "vrh-chart" }, this.#plot, this.#numbers, this.#keys);
+    this.#figure = h("figure", { class: "vrh-chart" }, this.#plot, this.#numbers, h("figcaption", {}, this.#keys));
     this.#list = h("ol", { class: "vrh-phase-list", "aria-label": t("phases_name") });
     this.element = h(
       "section",
@@ -93,9 +93,7 @@ export class RunView {
     place(this.#head, head, "");
     place(this.#peak, peak, peak?.words ?? "");
     setAttribute(this.#peak, "data-side", peak && peak.left > 70 ? "left" : "right");
-    this.#marks.replaceChildren(
-      ...chart.incidents.map(({ left, kind }) => h("i", { class: "vrh-plot-mark", "data-kind": kind, style: `left:${left}%` })),
-    );
+    this.#marks.replaceChildren(...chart.incidents.map(drawMark));
     this.#numbers.replaceChildren(...bars.map(({ width }, i) => h("span", { style: `flex-grow:${width}` }, String(i + 1))));
     setAttribute(this.#plot, "aria-label", chart.sentence || chart.caption);
     const keys = [
@@ -199,6 +197,12 @@ function drawBar({ left, width, kind, weights, work, upper, measured, short, sta
     ...(upper === null ? [] : [level("upper", upper)]),
     ...(measured === null ? [] : [level("measured", measured)]),
   );
+}
+
+/** The signs of incidents that are close to each other stand side by side. @param {Mark} mark @param {number} index @param {Mark[]} all */
+function drawMark({ left, kind }, index, all) {
+  const nth = all.slice(0, index).filter((other) => Math.abs(other.left - left) < 5).length;
+  return h("i", { class: "vrh-plot-mark", "data-kind": kind, style: `left:${left}%;--vrh-nth:${nth}` });
 }
 
 /** @param {EventTarget | null} target */
