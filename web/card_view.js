@@ -4,7 +4,7 @@ import { breakdownOf } from "./breakdown.js";
 import { h } from "./dom.js";
 import { levelOf } from "./levels.js";
 import { t } from "./strings.js";
-import { gigabytes, LEVEL_WORDS, size, wholePercent } from "./text.js";
+import { gigabytes, levelWord, size, wholePercent } from "./text.js";
 
 /**
  * @import { Device, Memory, Status } from "./status.js"
@@ -17,7 +17,7 @@ import { gigabytes, LEVEL_WORDS, size, wholePercent } from "./text.js";
 export function cardStack(status, device, criticalAt) {
   const several = status.devices.length > 1;
   const name = several ? t("card_title_of_several", { index: device.index, name: device.name }) : t("card_title", { name: device.name });
-  const word = LEVEL_WORDS[levelOf(device.pressure, criticalAt)];
+  const word = levelWord(levelOf(device.pressure, criticalAt));
   return {
     title: `${name} · ${size(device.total)}`,
     figures: t("pressure_and_used", {

@@ -79,11 +79,6 @@ export function registerSidebarTab(tab) {
   app.extensionManager.registerSidebarTab?.(tab);
 }
 
-/** @param {string} id of a tab of ours */
-export function toggleSidebarTab(id) {
-  app.extensionManager.sidebarTab?.toggleSidebarTab?.(id);
-}
-
 /** @param {string} id @returns {unknown} */
 export function setting(id) {
   return app.extensionManager.setting.get(id);

@@ -1,4 +1,4 @@
-// Every sentence of the panel and the badges, in English. ComfyUI's locales folder may have others: main.json, below "vramHeadroom".
+// Every sentence of the panel and the badges, and the words they share with the bar, in English. ComfyUI's locales folder may have others: main.json, below "vramHeadroom".
 
 export const STRINGS = Object.freeze({
   panel_title: "VRAM",
@@ -21,6 +21,15 @@ export const STRINGS = Object.freeze({
   part_unknown: "ComfyUI",
   legend_back: "{label}, can be given back",
   stack_name: "What {card} holds",
+
+  level_high: "high",
+  level_very_high: "very high",
+  level_critical: "critical",
+  role_generator: "generator",
+  role_text_encoder: "text encoder",
+  role_vae: "VAE",
+  role_clip_vision: "CLIP vision",
+  role_other: "model",
 
   ram_title: "System memory",
   ram_ours: "ComfyUI",

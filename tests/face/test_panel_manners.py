@@ -1,5 +1,6 @@
 """The panel's manners: it asks only while somebody looks, draws only what has changed, and leaves nothing behind."""
 
+from host.process import HostProcess
 from panels import (
     PANEL,
     TAB,
@@ -17,7 +18,7 @@ from panels import (
     status,
 )
 from playwright.sync_api import Locator, expect
-from session import STATUS, Session
+from session import BAR, STATUS, Session
 
 HIDE = """(hidden) => {
     Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
@@ -56,6 +57,19 @@ CYCLE = """async ([id, panel, times]) => {
         await until(false);
     }
 }"""
+
+
+def test_it_speaks_the_persons_language_where_the_locales_folder_has_it(host: HostProcess, session: Session) -> None:
+    page = session.page
+    serve(session, running())
+    page.route("**/api/i18n", lambda route: route.fulfill(json={"de": {"vramHeadroom": {"models_title": "Modelle"}}}))
+    for locale, title in (("de", "Modelle"), ("en", "Models")):
+        host.post("/api/settings/Comfy.Locale", locale)
+        page.reload()
+        expect(page.locator(BAR)).to_have_attribute("data-state", "ok", timeout=30_000)
+        expect(open_panel(session).get_by_role("heading", name=title, exact=True)).to_be_visible()
+        close_panel(session)
+
 
 TRACK = """() => {
     const counted = (window.counted = { timers: new Set(), intervals: new Set(), listeners: 0 });

@@ -144,7 +144,6 @@ interface ComfyApp {
     toast: { add(toast: ComfyToast): void };
     queueSettings?: { mode?: string };
     registerSidebarTab?: (tab: ComfySidebarTab) => void;
-    sidebarTab?: { toggleSidebarTab?: (id: string) => void };
     workflow?: { activeWorkflow?: Workflow | null };
   };
   menu?: { settingsGroup: { element: HTMLElement } };

@@ -9,6 +9,7 @@ import { Pace } from "../../web/pace.js";
 import { readStatus } from "../../web/status.js";
 import { STRINGS, t, translate } from "../../web/strings.js";
 import { BEAT_MS, Watch } from "../../web/watch.js";
+import { files, FOLDER, written } from "./locale.mjs";
 import { deviceJson, response, statusJson } from "./samples.mjs";
 
 const settled = () => new Promise((resolve) => setImmediate(resolve));
@@ -124,4 +125,8 @@ test("every sentence is used, and a translation takes its place", async () => {
   assert.deepEqual([t("in_use", { n: 3 }), t("free_all")], ["in Gebrauch: 3", "Free all"]);
   translate(null);
   assert.equal(t("share_on_the_card", { percent: 42 }), "42 % on the card");
+});
+
+test("the English locale says what the code says: node tests/web/locale.mjs writes it", async () => {
+  for (const [name, content] of Object.entries(files())) assert.equal(await readFile(new URL(name, FOLDER), "utf8"), written(content), name);
 });
