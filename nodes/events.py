@@ -142,7 +142,7 @@ class Events:
         watcher = Watcher(client_id, 0.0, status)
         if run is not None:
             watcher.prompt_id, watcher.taken, watcher.place = run.report["prompt_id"], run.taken, run.place
-            watcher.plan, watcher.plan_told = run.plan, run.plan is not None
+            watcher.plan, watcher.plan_told = run.plan, run.plan is not None or run.place.state != "running"
         return watcher
 
     def _living(self) -> list[Watcher]:

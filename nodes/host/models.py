@@ -20,7 +20,7 @@ from ...vram.device import Accelerator, CallbackAccelerator, MemoryReading, Page
 from ...vram.estimate.backend import NEWEST_TRACED, Backend
 from ...vram.plan.types import HeldModel, HostRules, NodeSpec
 from ...vram.status import LoadedModel, Running
-from .handle import ComfyModelHandle, OnCard, device_index
+from .handle import ComfyModelHandle, OnCard, device_index, dtype_of
 from .pages import HostPages, dynamic_vram_is_on, is_dynamic
 from .seams import LOADED_MODELS, MEMORY_READING, SOURCE_FILES, SeamTable
 from .uses import HostUses
@@ -173,9 +173,9 @@ class HostModels:
     def _read(self, entry: Any, patcher: Any, running: bool, published: Mapping[int, OnCard] | None) -> OnCard:
         key = id(patcher.model)
         if published is not None and is_dynamic(patcher):
-            return published.get(key) or OnCard(
-                key, type(patcher.model).__name__, None, 0, 0, False, True, device_index(patcher)
-            )
+            nothing = OnCard(key, type(patcher.model).__name__, None, 0, 0, False, True, device_index(patcher))
+            # who computes with it is known at any time; only its pages are not
+            return published.get(key, nothing)._replace(in_use=running and self._in_use(key, entry))
         return OnCard(
             key=key,
             name=type(patcher.model).__name__,
@@ -185,7 +185,7 @@ class HostModels:
             in_use=running and self._in_use(key, entry),
             elastic=is_dynamic(patcher),
             device_index=device_index(patcher),
-            dtype=_dtype_of(patcher),
+            dtype=dtype_of(patcher),
         )
 
     def _in_use(self, key: int, entry: Any) -> bool:
@@ -324,9 +324,3 @@ def node_spec(node: Any) -> NodeSpec:
     outputs = tuple(kind if isinstance(kind, str) else "COMBO" for kind in node.RETURN_TYPES)
     names = tuple(str(name) for name in getattr(node, "RETURN_NAMES", None) or ())
     return NodeSpec(inputs, outputs, bool(getattr(node, "OUTPUT_NODE", False)), defaults, names)
-
-
-def _dtype_of(patcher: Any) -> str:
-    ask = getattr(patcher, "model_dtype", None)
-    found = ask() if callable(ask) else getattr(patcher.model, "dtype", None)
-    return str(found).removeprefix("torch.") if isinstance(found, torch.dtype) else ""
