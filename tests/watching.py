@@ -11,6 +11,8 @@ import aiohttp
 
 STATUS = "/api/v1/hardware/vram"
 SECONDS = 60.0
+HEARTBEAT_S = 10.0
+"""As docs/events.md has it."""
 
 
 class Reply(NamedTuple):
@@ -27,6 +29,7 @@ class Page:
         self._session = session
         self._socket = socket
         self._came = asyncio.Condition()
+        self._beats: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
         async for message in self._socket:
@@ -59,7 +62,25 @@ class Page:
             return Reply(answer.status, await answer.json() if text else None)
 
     async def watch(self, watching: bool = True) -> Reply:
+        """Begin to watch, or end it; once begun it goes on by itself, as a page's does."""
+        if watching and self._beats is None:
+            self._beats = asyncio.create_task(self._beat())
+        elif not watching:
+            self.close()
+        return await self._watch(watching)
+
+    async def _watch(self, watching: bool) -> Reply:
         return await self.post(f"{STATUS}/watch", {"client_id": self.client_id, "watching": watching})
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._watch(True)
+
+    def close(self) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
+            self._beats = None
 
     async def act(self, action: str, key: int | None = None) -> Reply:
         return await self.post(f"{STATUS}/{action}", {} if key is None else {"key": key})
@@ -98,5 +119,6 @@ def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | 
                 await visit(page)
             finally:
                 listening.cancel()
+                page.close()
 
     asyncio.run(open_page())
