@@ -126,7 +126,7 @@ class Pack:
     incidents: IncidentLog = field(default_factory=IncidentLog)
     """What came of out-of-memory errors."""
     waiting: Callable[[], tuple[WaitingAction, ...]] = tuple
-    """What was asked of models and waits for the worker thread."""
+    """What was asked of models and waits for the worker thread (actions.py)."""
     chains: ChainCache = field(init=False)
     sizing: Sizing = field(init=False)
 

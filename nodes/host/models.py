@@ -82,7 +82,11 @@ class HostModels:
         return tuple(self._read(entry, patcher, running, published) for entry, patcher in self._entries())
 
     def find(self, key: int) -> OnCard | None:
-        return next((model for model in self.loaded() if model.key == key), None)
+        # of the others nothing is read: a status asks this several times for each component
+        for entry, patcher in self._entries(key):
+            published = {model.key: model for model in self._published if model.key == key}
+            return self._read(entry, patcher, self._running() is not None, published)
+        return None
 
     def publish(self) -> None:
         """Take the values of dynamic models. Worker thread only."""
@@ -103,14 +107,17 @@ class HostModels:
 
     def report(self, pipeline_of: Callable[[int], str | None]) -> tuple[LoadedModel, ...]:
         """All of them for a person to read, those that no loader of ours knows included."""
-        return tuple(self._reported(model, pipeline_of(model.key)) for model in self.loaded())
+        roles = {id(patcher.model): self.role(patcher.model) for _, patcher in self._entries()}
+        return tuple(
+            self._reported(model, pipeline_of(model.key), roles.get(model.key, ComponentRole.OTHER)) for model in self.loaded()
+        )
 
-    def _reported(self, model: OnCard, pipeline: str | None) -> LoadedModel:
+    def _reported(self, model: OnCard, pipeline: str | None, role: ComponentRole) -> LoadedModel:
         return LoadedModel(
             key=model.key,
             name=model.name,
             file=None if model.file is None else os.path.basename(model.file),
-            role=self._role_of(model.key).value,
+            role=role.value,
             dtype=model.dtype,
             bytes=model.bytes,
             bytes_on_card=model.bytes_on_card,
@@ -161,13 +168,16 @@ class HostModels:
             if model.device_index == index and (model.elastic or not (model.in_use or model.key in pinned))
         )
 
-    def _entries(self) -> Iterator[tuple[Any, Any]]:
+    def _entries(self, key: int | None = None) -> Iterator[tuple[Any, Any]]:
+        """Of the model of this key; None: all."""
         # a copy: the worker thread changes the list while others read it
         if not self._seams.live(LOADED_MODELS):
             return
         for entry in list(model_management.current_loaded_models):
             patcher = entry.model
-            if patcher is not None and patcher.load_device != CPU:
+            if patcher is None or (key is not None and id(patcher.model) != key):
+                continue
+            if patcher.load_device != CPU:
                 yield entry, patcher
 
     def _read(self, entry: Any, patcher: Any, running: bool, published: Mapping[int, OnCard] | None) -> OnCard:
