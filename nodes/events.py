@@ -119,9 +119,17 @@ class Events:
                 del self._watchers[client]
             if not self._follows:
                 self._looked_at = now
-                self._thread.submit(self._follow)
-                self._follows = True
+                self._follows = self._begin()
         return Answer(status, None if run is None else run.report)
+
+    def _begin(self) -> bool:
+        try:
+            self._thread.submit(self._follow)
+        except RuntimeError:
+            # the browser goes on asking, and its next heartbeat tries again
+            logger.exception("the system gives no thread to tell the panel what changes")
+            return False
+        return True
 
     def leave(self, client_id: str) -> None:
         """This browser looks no longer."""
