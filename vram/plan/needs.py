@@ -182,6 +182,8 @@ def _forward(phase: Phase, model: ModelRef, video: Video, rules: HostRules) -> P
         sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts, scaled_matmul=scaled)
         for batched in (False, conditions == 2)
     )
+    if kept is not None and kept.integer_bits is not None:
+        one, both = (dit.integer_products(estimate, kept.integer_bits) for estimate in (one, both))
     if phase.pose_cache is not None and phase.pose_cache.on_card:
         kept = pose_cache_bytes(phase, rules)
         one, both = (estimate.plus(kept, "cached pose activations") for estimate in (one, both))
