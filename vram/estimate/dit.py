@@ -160,10 +160,12 @@ def causal_block(
     block_frames: int = 1,
     first: bool = False,
     casts_weights: bool = False,
+    scaled_matmul: bool = False,
 ) -> Estimate:
     """Peak allocated of one forward of a causal model over `block_frames` latent frames of `video`, in bytes.
 
     The caches that it reads and writes are not in it (see caches.py), nor is that of the text, which the `first` block makes.
+    `scaled_matmul` as for `dit_forward`; its layers are those of the plain model, and a causal one was not traced with it.
 
     Raises ValueError that names an argument out of range.
     """
@@ -171,9 +173,10 @@ def causal_block(
     whole("block_frames", block_frames, 1, 1 << 16)
     flag("first", first)
     flag("casts_weights", casts_weights)
+    flag("scaled_matmul", scaled_matmul)
     frames = min(block_frames, latent_frames(video.frames))
     block = Video(video.width, video.height, video_frames(frames), video.batch)
-    return _dit_forward(shape, block, backend, casts_weights, False, max(1, frames), "first" if first else "later")
+    return _dit_forward(shape, block, backend, casts_weights, scaled_matmul, max(1, frames), "first" if first else "later")
 
 
 def _given(shape: object, video: object, backend: object) -> Backend:
