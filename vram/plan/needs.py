@@ -177,11 +177,13 @@ def _forward(phase: Phase, model: ModelRef, video: Video, rules: HostRules) -> P
     scaled = kept is not None and kept.cast == "native"
     conditions = 2 if runs_uncond(phase) else 1
     if shape.variant == "causal":
-        return _causal(shape, seen, backend, casts, host)
+        return _causal(shape, seen, backend, casts, scaled, host)
     one, both = (
         sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts, scaled_matmul=scaled)
         for batched in (False, conditions == 2)
     )
+    if kept is not None and kept.integer_bits is not None:
+        one, both = (dit.integer_products(estimate, kept.integer_bits) for estimate in (one, both))
     if phase.pose_cache is not None and phase.pose_cache.on_card:
         kept = pose_cache_bytes(phase, rules)
         one, both = (estimate.plus(kept, "cached pose activations") for estimate in (one, both))
@@ -201,9 +203,9 @@ def pose_cache_bytes(phase: Phase, rules: HostRules) -> int:
     return pose_cache(clip, layers=max(1, found.layers or 1), dim=found.dim or 1, bits=bits)
 
 
-def _causal(shape: dit.DitShape, video: Video, backend: Backend, casts: bool, host: list[int]) -> PhaseNeed:
+def _causal(shape: dit.DitShape, video: Video, backend: Backend, casts: bool, scaled: bool, host: list[int]) -> PhaseNeed:
     """A model that makes the video block by block: the caches of the whole clip are there from the start."""
-    block = dit.causal_block(shape, video, backend, first=True, casts_weights=casts)
+    block = dit.causal_block(shape, video, backend, first=True, casts_weights=casts, scaled_matmul=scaled)
     needed = block.and_also(causal_caches(shape, video, backend.element_bytes))
     return PhaseNeed(host[0], host[1], needed, needed)
 
