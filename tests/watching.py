@@ -77,6 +77,10 @@ class Page:
             await asyncio.sleep(HEARTBEAT_S)
             await self._watch(True)
 
+    @property
+    def watches(self) -> bool:
+        return self._beats is not None
+
     def close(self) -> None:
         if self._beats is not None:
             self._beats.cancel()
@@ -103,8 +107,8 @@ class Page:
         )
 
 
-def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | None = None) -> None:
-    """Open a page on `url` and run `visit` with it."""
+def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | None = None, says_goodbye: bool = True) -> None:
+    """Open a page on `url` and run `visit` with it. Without `says_goodbye` it is gone as in a crash."""
 
     async def open_page() -> None:
         name = client_id or uuid.uuid4().hex
@@ -118,7 +122,9 @@ def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | 
             try:
                 await visit(page)
             finally:
-                listening.cancel()
+                if says_goodbye and page.watches:
+                    await page.watch(False)
                 page.close()
+                listening.cancel()
 
     asyncio.run(open_page())
