@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import uuid
 from collections import OrderedDict
@@ -16,7 +17,8 @@ from ..vram.components import ComponentRole
 from ..vram.offloader import ActivePipelineError, PlacementError
 from ..vram.policy import hosted_policy
 from ..vram.recovery import Rung
-from ..vram.status import LoadedModel, WaitingAction
+from ..vram.status import WaitingAction
+from .host.handle import OnCard
 from .host.seams import IDLE_QUEUE, NODE_SPAN
 from .pack import Pack
 
@@ -37,7 +39,11 @@ class UnknownModelError(LookupError):
 
 
 class ModelBusyError(RuntimeError):
-    """The model can't be touched now; the message says why and what to do."""
+    """The model can't be sent away now; the message says why and what to do."""
+
+    def __init__(self, kind: Literal["in_use", "pinned"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Asked(NamedTuple):
@@ -84,8 +90,7 @@ class Actions:
         with.
         """
         component, loaded = self._find(key)
-        name = component.name if component is not None else (loaded.file or loaded.name) if loaded is not None else None
-        action = _Action(kind, key, name, self._pack.monitor.now())
+        action = _Action(kind, key, _name(component, loaded), self._pack.monitor.now())
         if kind in ("pin", "unpin") and (component is not None or kind == "unpin"):
             # a rule is written down and nothing is touched: no node need end for that
             self._pin(key, pinned=kind == "pin")
@@ -133,12 +138,12 @@ class Actions:
         for action_id in ended[: max(0, len(self._actions) - ACTIONS_KEPT)]:
             del self._actions[action_id]
 
-    def _find(self, key: int | None) -> tuple[Component | None, LoadedModel | None]:
+    def _find(self, key: int | None) -> tuple[Component | None, OnCard | None]:
         """As it is registered, and as the host has it loaded. Raises UnknownModelError where it is neither."""
         if key is None:
             return None, None
         component = self._component(key)
-        loaded = next((one for one in self._pack.host.models.report(lambda _: None) if one.key == key), None)
+        loaded = self._pack.host.models.find(key)
         if component is None and loaded is None:
             raise UnknownModelError(GONE)
         return component, loaded
@@ -205,15 +210,19 @@ STOCK_PIPELINE: Final = "wan"
 """Where a pinned model of a stock loader is shown: the pipeline of the loaders' and Component Policy's default."""
 
 
-def _check_idle(component: Component | None, loaded: LoadedModel | None) -> None:
+def _check_idle(component: Component | None, loaded: OnCard | None) -> None:
     """Raises ModelBusyError for a model that can't be sent away now."""
+    computes = component.handle.in_use if component is not None else loaded is not None and loaded.in_use
+    if computes:
+        raise ModelBusyError("in_use", f"{_name(component, loaded)} is computing; wait until its node has run")
+    if component is not None and component.policy.pin_to_gpu:
+        raise ModelBusyError("pinned", f"{component.name} is pinned to the card; unpin it first")
+
+
+def _name(component: Component | None, loaded: OnCard | None) -> str | None:
     if component is not None:
-        if component.handle.in_use:
-            raise ModelBusyError(f"{component.name} is computing; wait until its node has run")
-        if component.policy.pin_to_gpu:
-            raise ModelBusyError(f"{component.name} is pinned to the card; unpin it first")
-    elif loaded is not None and loaded.in_use:
-        raise ModelBusyError(f"{loaded.file or loaded.name} is computing; wait until its node has run")
+        return component.name
+    return None if loaded is None else os.path.basename(loaded.file) if loaded.file else loaded.name
 
 
 def offload_idle(pack: Pack, roles: set[ComponentRole] | None = None) -> tuple[int, list[str]]:

@@ -119,9 +119,17 @@ class Events:
                 del self._watchers[client]
             if not self._follows:
                 self._looked_at = now
-                self._thread.submit(self._follow)
-                self._follows = True
+                self._follows = self._begin()
         return Answer(status, None if run is None else run.report)
+
+    def _begin(self) -> bool:
+        try:
+            self._thread.submit(self._follow)
+        except RuntimeError:
+            # the browser goes on asking, and its next heartbeat tries again
+            logger.exception("the system gives no thread to tell the panel what changes")
+            return False
+        return True
 
     def leave(self, client_id: str) -> None:
         """This browser looks no longer."""
@@ -142,7 +150,7 @@ class Events:
         watcher = Watcher(client_id, 0.0, status)
         if run is not None:
             watcher.prompt_id, watcher.taken, watcher.place = run.report["prompt_id"], run.taken, run.place
-            watcher.plan, watcher.plan_told = run.plan, run.plan is not None
+            watcher.plan, watcher.plan_told = run.plan, run.plan is not None or run.place.state != "running"
         return watcher
 
     def _living(self) -> list[Watcher]:

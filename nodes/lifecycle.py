@@ -59,7 +59,7 @@ class Lifecycle:
         self.counts_pages = not isinstance(card, PagedAccelerator)
         """The peak counter sees everything that this process holds; torch's does not see pages of elastic weights."""
         self.peaks = peaks or PeakLedger(peak_counter(card), self._held)
-        self._sampler = sampler or Sampler(self.peaks.sample)
+        self._sampler = sampler or Sampler(self._look)
         host = pack.host
         host.execution.watch(self)
         host.execution.watch_nodes(self)
@@ -88,7 +88,9 @@ class Lifecycle:
         if component is None:
             return False
         self._rulings[key] = Ruling(node_id, component.handle, self._inputs_of(node_id), policy)
-        return self._pack.offloader.set_policy(key, policy, node_id)
+        known = self._pack.offloader.set_policy(key, policy, node_id)
+        self._find_elastic_pins()
+        return known
 
     # the prompt
 
@@ -98,6 +100,7 @@ class Lifecycle:
         self._phases = None
         self.record.start(span.prompt_id)
         self._apply_rulings()
+        self._find_elastic_pins()
         self.peaks.start_prompt(span.prompt_id)
         # the first model that comes to the card is early enough, where we are told of it
         if not self._pack.host.seams.live(MODEL_LOADS):
@@ -106,6 +109,16 @@ class Lifecycle:
     def _sample(self) -> None:
         if self._pack.monitor.accelerators:
             self._sampler.start()
+
+    def _look(self) -> None:
+        """The sampler's: a node that runs for long counts although nothing has been said of it yet."""
+        execution = self._pack.host.execution
+        for span in execution.long_spans():
+            self.peaks.begin(span, span.node_id, span.class_type)
+            # one that has ended between the two lines was told of before, or will not be again
+            if not execution.is_open(span):
+                self.peaks.drop(span)
+        self.peaks.sample()
 
     def prompt_ended(self, span: PromptSpan) -> None:
         self._sampler.stop()
@@ -158,10 +171,7 @@ class Lifecycle:
 
     def node_started(self, span: NodeSpan) -> None:
         self.peaks.begin(span, span.node_id, span.class_type)
-        # every node of every prompt passes here: nothing is called that has nothing to do
-        revision, pins = self._elastic_pins
-        if pins or revision != self._pack.offloader.revision:
-            self._keep_elastic_pins()
+        self._keep_elastic_pins()
         if self._phases is None:
             self._find_phases()
         if self._phases:
@@ -172,7 +182,7 @@ class Lifecycle:
 
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
         keys = self._pack.host.uses.of(span)
-        self.peaks.end(span, failed=error is not None, loaded=bool(keys))
+        self.peaks.end(span, failed=error is not None)
         if error is not None:
             self.record.fail(span.shown_id)
         if not keys:
@@ -218,13 +228,19 @@ class Lifecycle:
     def _pinned(self) -> frozenset[int]:
         return frozenset(key for key in self._pack.offloader.pinned_keys() if isinstance(key, int))
 
-    def _keep_elastic_pins(self) -> None:
-        """ComfyUI resets all watermarks after each node, so they are set again before the next, where the plan has room."""
+    def _find_elastic_pins(self) -> None:
+        """As long as there are any, every node is told of: ComfyUI resets all watermarks after each."""
         revision = self._pack.offloader.revision
-        if self._elastic_pins[0] != revision:
-            found = (component for _, component in self._pack.offloader.components())
-            pins = (component for component in found if component.handle.elastic and component.policy.pin_to_gpu)
-            self._elastic_pins = revision, tuple(pins)
+        if self._elastic_pins[0] == revision:
+            return
+        found = (component for _, component in self._pack.offloader.components())
+        pins = tuple(component for component in found if component.handle.elastic and component.policy.pin_to_gpu)
+        self._elastic_pins = revision, pins
+        self._pack.host.execution.every_node(self, bool(pins))
+
+    def _keep_elastic_pins(self) -> None:
+        """Before a node, watermarks are set again, where the plan has room."""
+        self._find_elastic_pins()
         pinned = [component for component in self._elastic_pins[1] if component.handle.alive]
         if not pinned:
             return

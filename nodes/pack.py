@@ -126,7 +126,7 @@ class Pack:
     incidents: IncidentLog = field(default_factory=IncidentLog)
     """What came of out-of-memory errors."""
     waiting: Callable[[], tuple[WaitingAction, ...]] = tuple
-    """What was asked of models and waits for the worker thread."""
+    """What was asked of models and waits for the worker thread (actions.py)."""
     chains: ChainCache = field(init=False)
     sizing: Sizing = field(init=False)
 
@@ -164,9 +164,11 @@ class Pack:
             return None
         return round(chosen * GIB)
 
-    async def plan_in_time(self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None) -> Plan:
+    async def plan_in_time(
+        self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None, front: bool = False
+    ) -> Plan:
         """`plan` on a thread of its own. Raises TimeoutError when it takes longer than PATIENCE_S; the thread then goes on."""
-        work = asyncio.get_running_loop().run_in_executor(self.planner, self.plan, prompt, targets, margin)
+        work = asyncio.get_running_loop().run_in_executor(self.planner, self.plan, prompt, targets, margin, front)
         return await asyncio.wait_for(work, PATIENCE_S)
 
     async def check_in_time(
@@ -176,10 +178,12 @@ class Pack:
         work = asyncio.get_running_loop().run_in_executor(self.planner, self.check, prompt, targets, margin)
         return await asyncio.wait_for(work, PATIENCE_S)
 
-    def plan(self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None) -> Plan:
-        """Plan an API-format prompt on the first card, as it will be when the prompts that run and wait are done. Raises
-        PromptError when it is none."""
-        moment = self._moment(targets, margin)
+    def plan(
+        self, prompt: object, targets: Iterable[str] | None = None, margin: int | None = None, front: bool = False
+    ) -> Plan:
+        """Plan an API-format prompt on the first card, as it will be when the prompts that run and wait are done; one that goes
+        to the `front` of the queue comes after the running one. Raises PromptError when it is none."""
+        moment = self._moment(targets, margin, front=front)
         known = self._answered(moment, prompt)
         return moment.plan(prompt) if known is None else known[1]
 
@@ -223,14 +227,14 @@ class Pack:
         )
         return plan, [fix_report(prompt, fix) for fix in advise(prompt, plan, moment.try_out, context)]
 
-    def _moment(self, targets: Iterable[str] | None, margin: int | None, starts: bool = False) -> Moment:
+    def _moment(self, targets: Iterable[str] | None, margin: int | None, starts: bool = False, front: bool = False) -> Moment:
         rules = self.host.models.rules()
         held = self.host.models.held(self.offloader.pinned_keys())
         weights = sum(model.bytes_on_card for model in held if self.host.models.counts_pages or not model.elastic)
         card = self.monitor.card(running_beside=weights if self.host.execution.running else None)
         if card is not None and margin is not None:
             card = replace(card, safety_margin=margin)
-        queue = () if starts else self.host.server.queued()
+        queue = () if starts else tuple(item for item in self.host.server.queued() if item.running or not front)
         running = self.host.execution.running
         return Moment(
             pack=self,

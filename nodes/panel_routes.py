@@ -84,7 +84,7 @@ class PanelRoutes:
         except UnknownModelError as error:
             return refusal(RequestError(404, "unknown_model", str(error)))
         except ModelBusyError as error:
-            return refusal(RequestError(409, "busy", str(error)))
+            return refusal(RequestError(409, error.kind, str(error)))
         except RequestError as error:
             return refusal(error)
 

@@ -99,7 +99,9 @@ class Preflight:
 
     async def _try_plan(self, request: web.Request, body: Mapping[str, Any]) -> Plan | None:
         try:
-            return await self._pack.plan_in_time(body["prompt"], _targets(body), self._pack.margin(request))
+            # ComfyUI puts a prompt before those that wait where this is true in any sense (server.py, post_prompt)
+            front = bool(body.get("front"))
+            return await self._pack.plan_in_time(body["prompt"], _targets(body), self._pack.margin(request), front)
         except ValueError:
             # no prompt: ComfyUI says so itself
             return None

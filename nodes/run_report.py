@@ -130,11 +130,14 @@ class RunReports:
         return found
 
     def plan(self, plan: Plan | None) -> CheckReport | None:
+        """The check's answer without fixes; None for no plan."""
+        if plan is None:
+            return None
         known = self._report
-        if plan is None or (known is not None and known[0] is plan):
-            return known[1] if plan is not None and known is not None else None
-        self._report = plan, check_report(plan)
-        return self._report[1]
+        if known is None or known[0] is not plan:
+            # made once for all who watch
+            known = self._report = plan, check_report(plan)
+        return known[1]
 
     def phase(self, run: RunSeen, after: int) -> tuple[PhaseReport, Place]:
         """The event, with the samples after the first `after`, and the place that it tells."""

@@ -39,6 +39,7 @@ GIB = 1 << 30
 VOCABULARY = {
     **planlab.VOCABULARY,
     **WRAPPER,
+    "VRAMHeadroomLoadDiffusionModel": planlab.VOCABULARY["UNETLoader"],
     "VAEDecodeTiled": NodeSpec(
         {
             "samples": "LATENT",
@@ -786,6 +787,9 @@ def test_a_gguf_file_comes_with_the_loader_that_reads_it(official: Path) -> None
         loader: ReplaceNode(loader, "UnetLoaderGGUF", {"unet_name": name})
         for loader, name in zip(("75", "76"), names, strict=True)
     }
+    for loader in ("75", "76"):
+        here.prompt[loader] = {**here.prompt[loader], "class_type": "VRAMHeadroomLoadDiffusionModel"}
+    assert by_id(here.advice(files=lambda folder: list(names)))["smaller_file"].changes == fix.changes, "ours give way too"
     stock = {name: spec for name, spec in VOCABULARY.items() if name != "UnetLoaderGGUF"}
     assert "smaller_file" not in by_id(here.advice(files=lambda folder: list(names), vocabulary=stock))
 

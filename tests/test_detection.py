@@ -52,7 +52,7 @@ def test_any_size_has_a_band_or_an_error_that_names_it(width: int, height: int, 
 # --- inside the stand-in, which has no detection, and beside one that is made up ------------------------------------------
 
 SCRIPT = """
-import logging, os, types
+import logging, os, sys, types
 import torch
 from vram_headroom.nodes.host.backend import read_backend
 from vram_headroom.nodes.host.detection import HostDetector
@@ -89,6 +89,19 @@ def kept_and_cast(kept, cast):
 said["kept and cast"] = [
     kept_and_cast(*types)
     for types in ((torch.float16, None), (torch.float16, torch.float32), (torch.float8_e4m3fn, torch.float16))
+]
+def slow(cudnn, torch_version, around):
+    before = torch.backends.cudnn.version, torch.__version__, management.get_torch_device
+    torch.backends.cudnn.version, torch.__version__ = lambda: cudnn, torch_version
+    management.get_torch_device = lambda: torch.device("cuda", 0)
+    sys.modules["comfy.ops"] = types.SimpleNamespace(NVIDIA_MEMORY_CONV_BUG_WORKAROUND=around)
+    try:
+        return read_backend().slow_conv3d
+    finally:
+        torch.backends.cudnn.version, torch.__version__, management.get_torch_device = before
+        del sys.modules["comfy.ops"]
+said["slow"] = [
+    slow(91002, "2.9.1+cu130", False), slow(91002, "2.9.1+cu130", True), slow(91002, "2.8.0", False), slow(91500, "2.9.1", 0)
 ]
 detector = HostDetector()
 said["without"] = [detector.detect(header(file, WEIGHT)), detector.detect(header(file, WEIGHT))]
@@ -143,6 +156,10 @@ answer(said)
 def said(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the detector of the pack said."""
     return ask_inside(SCRIPT, tmp_path_factory.mktemp("detection"))
+
+
+def test_a_torch_with_the_conv3d_regression_is_told_of_unless_comfyui_works_around_it(said: dict[str, Any]) -> None:
+    assert said["slow"] == [True, False, False, False]
 
 
 def test_a_host_without_detection_gives_no_answer_and_one_line_in_the_log(said: dict[str, Any]) -> None:

@@ -67,7 +67,11 @@ def test_a_forward_holds(shape: DitShape, video: Video, backend: Backend, casts:
     if told is not None:
         holds(told)
         assert told.expected >= made.expected
-    holds(dit.causal_block(shape, video, backend, block_frames=timesteps, first=scaled, casts_weights=casts))
+    block = {"block_frames": timesteps, "first": scaled, "casts_weights": casts}
+    plain, narrow = (dit.causal_block(shape, video, backend, **block, scaled_matmul=some) for some in (False, True))
+    holds(plain)
+    holds(narrow)
+    assert narrow.expected >= plain.expected
 
 
 @given(SHAPE, VIDEOS, BACKENDS, st.integers(1, 3), FLAGS, st.none() | st.integers(0, 3))
@@ -299,6 +303,7 @@ CALLS: list[tuple[Callable[..., object], Mapping[str, object]]] = [
             "block_frames": 3,
             "first": True,
             "casts_weights": True,
+            "scaled_matmul": False,
         },
     ),
     (

@@ -7,7 +7,7 @@ from insidehost import ask_inside
 
 SPANS = """
 import asyncio, execution
-from vram_headroom.nodes.host.execution import HostExecution
+from vram_headroom.nodes.host.execution import SHORT_S, HostExecution
 from vram_headroom.nodes.host.seams import SeamTable
 
 async def run_node(prompt_id, unique_id, obj, *rest):
@@ -18,7 +18,9 @@ class Executor:
         return asyncio.run(prompt())
 
 execution.get_output_data, execution.PromptExecutor = run_node, Executor
-host = HostExecution(SeamTable())
+now = [0.0]
+host = HostExecution(SeamTable(), lambda: now[0])
+host.every_node("all of it")
 told = []
 
 class Watcher:
@@ -108,6 +110,25 @@ found = {"plain": run(once)}
 for prompt in (failing, stopping, nesting, waits, one_of_two_fails, left_alone, nested_prompt):
     seen.clear()
     found[prompt.__name__] = {**run(prompt), "seen": list(seen)}
+
+host.every_node("all of it", False)
+host.at_boundary(lambda: told.append(["first", "starts", "boundary"]))
+host.at_boundary(lambda: told.append(["first", "starts", "busy"]), idle=lambda: True)
+async def slow():
+    now[0] += SHORT_S
+    seen.append([span.node_id for span in host.long_spans()])
+    return [], {}, False, False
+async def asks():
+    told.append(["first", "starts", "quietly"])
+    host.tell(host.open_span("1"))
+    host.tell(host.open_span("1"))
+    seen.append(host.is_open(host.open_span("1")))
+    return [], {}, False, False
+async def slowly(): await get("1", slow)
+async def asking(): await get("1", asks)
+for prompt in (once, slowly, failing, asking, nesting, waits):
+    seen.clear()
+    found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
 answer(found)
 """
 
@@ -167,6 +188,25 @@ def test_a_graph_that_a_node_runs_is_part_of_its_prompt(spans: dict[str, Any]) -
     assert [entry[2] for entry in spans["nested_prompt"]["all"] if "prompt" in entry[1]] == ["p"] * 4
     assert [step[1] for step in steps(spans["nested_prompt"])] == ["runner", "inside", "inside", "runner"]
     assert spans["nested_prompt"]["seen"] == ["prunner"]
+
+
+def test_a_node_that_does_nothing_remarkable_is_not_told_of(spans: dict[str, Any]) -> None:
+    assert steps(spans["quiet once"]) == [["starts", "boundary"]] * 2, (
+        "its own end and the prompt's; one that is idle is left out"
+    )
+    assert spans["quiet once"]["running"] is None
+
+
+def test_a_node_is_told_of_when_it_is_slow_fails_asks_for_models_nests_or_goes_on(spans: dict[str, Any]) -> None:
+    started, ended, boundary = ["starts", "1"], ["ends", "1", "NoneType"], ["starts", "boundary"]
+    assert steps(spans["quiet slowly"]) == [started, ended, boundary, boundary]
+    assert spans["quiet slowly"]["seen"] == [["1"]], "whoever looks meanwhile sees it"
+    assert steps(spans["quiet failing"]) == [started, ["ends", "1", "LookupError"], boundary, boundary]
+    assert steps(spans["quiet asking"]) == [["starts", "quietly"], started, ended, boundary, boundary], "once, when it asks"
+    nested = [["starts", "outer"], ["starts", "inner"], ["ends", "inner", "NoneType"], boundary, ["ends", "outer", "NoneType"]]
+    assert steps(spans["quiet nesting"]) == [*nested, boundary, boundary]
+    told = [["starts", "async"], ["starts", "meanwhile"], ["ends", "async", "NoneType"]]
+    assert steps(spans["quiet waits"]) == [*told, boundary, boundary]
 
 
 WORKER = """

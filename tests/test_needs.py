@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import headers
@@ -60,6 +61,25 @@ def test_a_forward_over_fp8_scaled_weights_is_that_of_the_real_classes(
     plain = dit_forward(shape, Video(832, 480, 81), host.backend)
     assert forward_of(required) == pytest.approx(traced, rel=0.0005)
     assert forward_of(required) >= plain.expected / MIB - 0.01
+
+
+@pytest.mark.parametrize(("format_", "traced"), [("int8_tensorwise", 4568), ("convrot_w4a4", 8559), ("float8_e4m3fn", 3480)])
+def test_products_of_integers_have_a_band_that_holds_the_chain_without_their_kernel(format_: str, traced: int) -> None:
+    """MiB of the real WanModel of 14B, 4 blocks, traced without kernels for integers; 81 frames of 832 x 480."""
+    phase = sampling(ADA)
+    (model,) = phase.models
+    read = official("wan2.2_t2v_high_noise_14B_fp8_scaled")
+    conf = {name.removesuffix(".scale_weight"): {"format": format_} for name in read.tensors if name.endswith(".scale_weight")}
+    marked = {"_quantization_metadata": json.dumps({"layers": conf})}
+    tensors = {name: tensor for name, tensor in read.tensors.items() if name != "scaled_fp8"}
+    found = diffusion_model(replace(read, tensors=tensors, metadata=marked), rules=ADA)
+    phase = replace(phase, models=(replace(model, footprint=found),))
+    required, plain = need_of(phase, RULES).required, need_of(sampling(ADA), RULES).required
+    assert required is not None
+    assert plain is not None
+    assert required.expected == plain.expected
+    assert required.upper / MIB >= traced
+    assert any("integers" in said for said in required.assumptions) == (format_ != "float8_e4m3fn")
 
 
 def test_an_unpacked_weight_is_counted_once() -> None:

@@ -11,11 +11,13 @@ from planlab import RULES, node, two_experts
 from prompts import official, with_our_loaders
 from test_advice import VOCABULARY as STOCK
 from test_advice import wide_library
+from vram_headroom.vram.decoding import SMALLEST_TILE
 from vram_headroom.vram.estimate.checkpoint import Checkpoint
 from vram_headroom.vram.plan.advice import Context, Fix, advise
 from vram_headroom.vram.plan.bench import Bench
 from vram_headroom.vram.plan.graph import build_chain
 from vram_headroom.vram.plan.knobs import fp8_weights, smaller_files, text_encoder_on_cpu
+from vram_headroom.vram.plan.needs import largest_tiles
 from vram_headroom.vram.plan.patch import ReplaceNode, SetInput, apply
 from vram_headroom.vram.plan.planner import make_plan
 from vram_headroom.vram.plan.tiles import tiled_at_once, tiled_decode
@@ -206,6 +208,27 @@ def test_our_decode_is_a_decode() -> None:
     ours = {**prompt, "87": {**prompt["87"], "class_type": f"{OURS}VAEDecode"}}
     assert essence(plan_of(ours)) == essence(plan_of(prompt))
     assert chain_of(ours).phases[-1].kind == "vae_decode"
+
+
+def test_our_decode_is_planned_in_the_largest_tiles_that_fit() -> None:
+    prompt = two_experts()
+    ours = {**prompt, "87": {**prompt["87"], "class_type": f"{OURS}VAEDecode"}}
+    sides: set[int] = set()
+    for card in map(planlab.card, range(800, 9000, 100)):
+        stock, planned = plan_of(prompt, card).phases[-1], plan_of(ours, card).phases[-1]
+        assert stock.activation is not None
+        assert planned.activation is not None
+        if stock.tiled is None or planned.tiled == stock.tiled:
+            assert planned.activation == stock.activation
+            continue
+        assert planned.tiled is not None
+        sides.add(planned.tiled.size)
+        fits = planned.activation.upper <= planned.available
+        assert fits or planned.tiled.size == SMALLEST_TILE
+        larger = largest_tiles(planned.phase, RULES, planned.available * 2)
+        assert larger is not None
+        assert larger[0].size >= planned.tiled.size
+    assert len(sides) > 3
 
 
 # advice

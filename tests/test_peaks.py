@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 
-import pytest
-from vram_headroom.vram.peaks import NODES_KEPT, PROMPTS_KEPT, SHORT_S, Allocated, NodePeak, PeakLedger
+from vram_headroom.vram.peaks import NODES_KEPT, PROMPTS_KEPT, Allocated, NodePeak, PeakLedger
 from vram_headroom.vram.sampler import Sampler
 
 
@@ -121,32 +120,26 @@ def test_without_a_counter_only_samples_are_told_and_called_so() -> None:
     assert ledger.end("1", failed=True) == NodePeak("1", "Node", None, False, 70, failed=True)
 
 
-def test_a_node_that_is_over_at_once_is_not_looked_at_and_what_it_took_counts_for_the_next() -> None:
-    counter, now = Counter(), [0.0]
-    looks: list[int] = []
-    ledger = PeakLedger(counter, lambda: looks.append(1) or 7, clock=lambda: now[0])
-    ledger.start_prompt("prompt")
-    for node_id, seconds in (("short", SHORT_S / 2), ("long", 2 * SHORT_S)):
-        ledger.begin(node_id, node_id, "Node")
-        counter.burst(80 if node_id == "short" else 10)
-        now[0] += seconds
-        ledger.end(node_id, loaded=False)
-    assert [(peak.node_id, peak.allocated, peak.sampled) for peak in ledger.of("prompt")] == [("long", 80, 7)]
-    assert len(looks) == 1
-
-
-@pytest.mark.parametrize("how", ["loaded", "failed", "seen"])
-def test_a_short_node_is_told_of_where_models_came_or_it_failed_or_somebody_looked(how: str) -> None:
+def test_what_a_node_took_that_nobody_was_told_of_counts_for_the_next() -> None:
     counter = Counter()
-    ledger = PeakLedger(counter, lambda: 5, clock=lambda: 0.0)
+    ledger = ledger_of(counter)
+    counter.burst(80)
+    ledger.begin("1", "1", "Node")
+    counter.burst(10)
+    ledger.end("1")
+    assert [(peak.node_id, peak.allocated) for peak in ledger.of("prompt")] == [("1", 80)]
+
+
+def test_a_node_that_is_told_of_twice_began_once_and_one_that_is_dropped_never_did() -> None:
+    ledger = PeakLedger(None, lambda: 5)
     ledger.start_prompt("prompt")
     ledger.begin("1", "1", "Node")
-    counter.burst(30)
-    if how == "seen":
-        ledger.sample(9)
-    ledger.end("1", failed=how == "failed", loaded=how == "loaded")
-    (peak,) = ledger.of("prompt")
-    assert (peak.allocated, peak.sampled) == ((None, 9) if how == "seen" else (30, 5))
+    ledger.sample(9)
+    ledger.begin("1", "1", "Node")
+    ledger.begin("2", "2", "Node")
+    ledger.drop("2")
+    assert ledger.end("2") is None
+    assert ledger.end("1") == NodePeak("1", "Node", None, False, 9)
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -1,10 +1,12 @@
 """A plan starts from the state that the prompts before it leave: what they load, what their policies keep and send away."""
 
+from pathlib import Path
 from typing import Any
 
 import planlab
 from client import history_of
 from host.process import start_host
+from insidehost import ask_inside
 from planlab import RULES, UNIT, node
 from prompts import official, with_our_loaders
 from vram_headroom.vram.plan.graph import build_chain
@@ -90,3 +92,22 @@ def test_a_check_behind_a_running_prompt_and_a_plan_made_as_it_starts() -> None:
         for ended in (prompt_id, waiting, *others):
             assert history_of(host.url, ended)["status"]["status_str"] == "success"
         assert QUEUED not in host.post(CHECK, first).body["assumptions"]
+
+
+QUEUE = """
+from vram_headroom.nodes.controls import Control
+from vram_headroom.nodes.host.server import QueuedPrompt
+from vram_headroom.vram.plan.planner import QUEUED
+prompt = PROMPT
+pack = Control.pack
+def before(*running, front):
+    queue = tuple(QueuedPrompt(str(number), prompt, ("60",), runs) for number, runs in enumerate(running))
+    pack.host.server.queued = lambda: queue
+    return QUEUED in pack.plan(prompt, front=front).assumptions
+answer([before(False, front=False), before(False, front=True), before(True, False, front=True), before(front=False)])
+"""
+
+
+def test_a_prompt_that_goes_to_the_front_of_the_queue_comes_after_the_running_one_alone(tmp_path: Path) -> None:
+    script = QUEUE.replace("PROMPT", repr(official("text_to_video_wan")))
+    assert ask_inside(script, tmp_path, served=True) == [True, False, True, False]

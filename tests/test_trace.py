@@ -203,6 +203,22 @@ def test_a_storage_that_grows_is_counted_anew() -> None:
     assert trace_forward(forward).output_bytes == 4 * KIB
 
 
+def test_an_operation_that_is_repeated_is_counted_again_with_arguments_of_its_own_kind() -> None:
+    given, flags = meta(256, 4, dtype=torch.int32), meta(256, 4, dtype=torch.bool)
+
+    def forward() -> list[torch.Tensor]:
+        twice = [given + 1 for _ in range(2)]
+        # equal numbers of other types make results of other types
+        others = [given + 1.0, flags + True, flags + 1, given.to(torch.float64), given.to(torch.float16)]
+        turned = given.t().contiguous()
+        return [*twice, *others, turned, given.t() + 1, given[:, :2] + 1]
+
+    trace = trace_forward(forward)
+    sizes = [event.bytes for event in trace.events if event.bytes > 0]
+    assert sizes == [4096, 4096, 4096, 1024, 8192, 8192, 2048, 4096, 4096, 2048]
+    assert trace.output_bytes == trace.peak_bytes == sum(sizes)
+
+
 def test_caches_that_a_forward_leaves_behind_are_told_apart_from_its_output() -> None:
     caches: list[torch.Tensor] = []
 

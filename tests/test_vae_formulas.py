@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import pytest
@@ -175,6 +176,7 @@ def test_a_torch_with_the_conv3d_regression_triples_the_upper_bound_only() -> No
     plain, slow = (vae_decode("2.1", Video(832, 480, 33), NEWEST, slow_conv3d=slow) for slow in (False, True))
     assert slow.expected == plain.expected
     assert slow.upper == pytest.approx(3 * plain.upper, rel=1e-6)
+    assert vae_decode("2.1", Video(832, 480, 33), replace(NEWEST, slow_conv3d=True)) == slow
 
 
 def test_what_the_self_check_found_for_a_way_rescales_that_way_only() -> None:

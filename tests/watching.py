@@ -11,6 +11,8 @@ import aiohttp
 
 STATUS = "/api/v1/hardware/vram"
 SECONDS = 60.0
+HEARTBEAT_S = 10.0
+"""As docs/events.md has it."""
 
 
 class Reply(NamedTuple):
@@ -27,6 +29,7 @@ class Page:
         self._session = session
         self._socket = socket
         self._came = asyncio.Condition()
+        self._beats: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
         async for message in self._socket:
@@ -59,7 +62,29 @@ class Page:
             return Reply(answer.status, await answer.json() if text else None)
 
     async def watch(self, watching: bool = True) -> Reply:
+        """Begin to watch, or end it; once begun it goes on by itself, as a page's does."""
+        if watching and self._beats is None:
+            self._beats = asyncio.create_task(self._beat())
+        elif not watching:
+            self.close()
+        return await self._watch(watching)
+
+    async def _watch(self, watching: bool) -> Reply:
         return await self.post(f"{STATUS}/watch", {"client_id": self.client_id, "watching": watching})
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._watch(True)
+
+    @property
+    def watches(self) -> bool:
+        return self._beats is not None
+
+    def close(self) -> None:
+        if self._beats is not None:
+            self._beats.cancel()
+            self._beats = None
 
     async def act(self, action: str, key: int | None = None) -> Reply:
         return await self.post(f"{STATUS}/{action}", {} if key is None else {"key": key})
@@ -82,8 +107,8 @@ class Page:
         )
 
 
-def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | None = None) -> None:
-    """Open a page on `url` and run `visit` with it."""
+def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | None = None, says_goodbye: bool = True) -> None:
+    """Open a page on `url` and run `visit` with it. Without `says_goodbye` it is gone as in a crash."""
 
     async def open_page() -> None:
         name = client_id or uuid.uuid4().hex
@@ -97,6 +122,9 @@ def browse(url: str, visit: Callable[[Page], Awaitable[None]], client_id: str | 
             try:
                 await visit(page)
             finally:
+                if says_goodbye and page.watches:
+                    await page.watch(False)
+                page.close()
                 listening.cancel()
 
     asyncio.run(open_page())

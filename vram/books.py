@@ -42,6 +42,8 @@ class ComponentStatus(NamedTuple):
     last_used: float
     """Of its pipeline, in seconds of the clock that the offloader counts with."""
     device_index: int = 0
+    dtype: str = ""
+    """What its weights are computed in; empty where its handle does not tell."""
 
 
 class PipelineStatus(NamedTuple):
@@ -259,4 +261,5 @@ def _component_status(component: Component, last_used: float) -> ComponentStatus
         policy=component.policy,
         last_used=last_used,
         device_index=component.handle.device_index,
+        dtype=str(getattr(component.handle, "dtype", "")),
     )

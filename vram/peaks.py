@@ -6,16 +6,12 @@ Nodes nest and overlap, and there is one peak counter: it is folded into every n
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, NamedTuple, Protocol
 
 PROMPTS_KEPT: Final = 16
 """Prompts whose peaks are remembered."""
-
-SHORT_S: Final = 0.02
-"""A look at the card costs up to 0.1 ms: of a node that is over sooner than this it would be more than 0.5 %."""
 
 NODES_KEPT: Final = 2048
 """Nodes of one prompt: what a loop runs again and again must not grow without end."""
@@ -52,27 +48,20 @@ class NodePeak(NamedTuple):
 class _Open:
     """A node that runs."""
 
-    __slots__ = ("allocated", "class_type", "lower_bound", "node_id", "sampled", "since")
+    __slots__ = ("allocated", "class_type", "lower_bound", "node_id", "sampled")
 
-    def __init__(self, node_id: str, class_type: str, since: float) -> None:
-        self.node_id, self.class_type, self.since = node_id, class_type, since
+    def __init__(self, node_id: str, class_type: str) -> None:
+        self.node_id, self.class_type = node_id, class_type
         self.allocated: int | None = None
         self.lower_bound = False
         self.sampled: int | None = None
 
 
 class PeakLedger:
-    """Peaks by node. `begin`, `end` and `fold` belong to the worker thread; `sample` to any."""
+    """Peaks by node. `end` and `fold` belong to the worker thread; `begin`, `drop` and `sample` to any."""
 
-    def __init__(
-        self,
-        counter: PeakCounter | None = None,
-        sampled_now: Callable[[], int | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`counter`: of the card's allocator, None where it keeps none. `sampled_now`: bytes this process holds on the card.
-        `clock` counts seconds."""
-        self._clock = clock
+    def __init__(self, counter: PeakCounter | None = None, sampled_now: Callable[[], int | None] = lambda: None) -> None:
+        """`counter`: of the card's allocator, None where it keeps none. `sampled_now`: bytes this process holds on the card."""
         self._counter = counter
         self._sampled_now = sampled_now
         self._open: dict[Hashable, _Open] = {}
@@ -95,27 +84,26 @@ class PeakLedger:
             self._reset()
 
     def begin(self, span: Hashable, node_id: str, class_type: str) -> None:
-        """A node starts. What was allocated between two nodes counts for the second."""
+        """A node has started, now or a while ago; told twice, it began once. What was allocated since the last one that is told
+        of counts for it."""
+        if span in self._open:
+            return
         if self._open:
             self.fold()
-        self._open[span] = _Open(node_id, class_type, self._clock())
+        self._open[span] = _Open(node_id, class_type)
 
-    def end(self, span: Hashable, failed: bool = False, loaded: bool = True) -> NodePeak | None:
-        """A node has ended; None for one that never began, and for one that is too short to be looked at.
+    def drop(self, span: Hashable) -> None:
+        """Forget a node that runs no more."""
+        self._open.pop(span, None)
 
-        `loaded`: models came to the card for it. A node without any that is over within SHORT_S is not looked at; what it
-        allocated counts for the next one that is.
-        """
+    def end(self, span: Hashable, failed: bool = False) -> NodePeak | None:
+        """A node has ended; None for one that never began."""
         found = self._open.get(span)
         if found is None:
             return None
-        if loaded or failed or self._clock() - found.since >= SHORT_S:
-            self.fold()
-            self.sample()
-        elif found.allocated is None and found.sampled is None:
-            del self._open[span]
-            return None
-        del self._open[span]
+        self.fold()
+        self.sample()
+        self.drop(span)
         peak = NodePeak(found.node_id, found.class_type, found.allocated, found.lower_bound, found.sampled, failed)
         kept = self._prompts.setdefault(self._prompt, [])
         if len(kept) < NODES_KEPT:
@@ -127,7 +115,7 @@ class PeakLedger:
         with self._lock:
             seen = self._look()
             if seen is not None:
-                for node in self._open.values():
+                for node in tuple(self._open.values()):
                     node.allocated = max(node.allocated or 0, seen.peak)
                 self._reset()
 

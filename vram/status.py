@@ -122,7 +122,7 @@ class ComponentReport(TypedDict):
     in_use: bool
     idle_seconds: float
     dtype: str
-    """As the host names it; empty for a model that is not on the card and of which nothing else tells."""
+    """What its weights are computed in; empty where nobody tells."""
     device_index: int
     age_seconds: float
     """Of its bytes on the card: those of elastic weights are as old as the last node boundary."""
@@ -236,7 +236,7 @@ def _component(component: ComponentStatus, loaded: Mapping[int, LoadedModel], no
         policy=component.policy.words,
         in_use=component.in_use,
         idle_seconds=round(max(0.0, now - component.last_used), 3),
-        dtype=seen.dtype if seen is not None else "",
+        dtype=component.dtype or (seen.dtype if seen is not None else ""),
         device_index=component.device_index,
         age_seconds=round(seen.age_seconds, 3) if seen is not None else 0.0,
     )

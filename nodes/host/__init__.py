@@ -65,7 +65,7 @@ def connect(folder: str) -> Host | None:
     models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()), uses=uses)
     if dynamic_vram_is_on():
         execution.at_boundary(models.publish)
-    execution.at_boundary(worker.drain)
+    execution.at_boundary(worker.drain, worker.idle)
     return Host(
         models=models,
         files=HostFiles(seams),

@@ -20,6 +20,9 @@ logger = logging.getLogger("vram_headroom")
 FUSED_RMS_NORM_SINCE = (2, 9, 0)
 """torch 2.9 gave RMSNorm a kernel of its own on CUDA and ROCm (pytorch pull request 153666); before, it is a chain."""
 
+CUDNN_BUG = (91002, 91500)
+"""From the first of these versions of cuDNN on and before the second, conv3d of torch 2.9 takes more (comfy/ops.py)."""
+
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Where torch reads its allocator's options: the first name, and the one that torch 2.9 added."""
 
@@ -41,6 +44,7 @@ def read_backend(corrections: tuple[Correction, ...] = ()) -> Backend:
         element_bytes=_item_bytes(cast or kept),
         weight_bytes=_item_bytes(kept),
         vae_element_bytes=_item_bytes(_ask(model_management, "vae_dtype", device, vae_dtypes)),
+        slow_conv3d=_slow_conv3d(kind),
         corrections=corrections,
     )
 
@@ -99,6 +103,21 @@ def _fused_rms_norm(kind: str) -> bool | None:
         return False
     version = parse_version(str(torch.__version__))
     return version >= FUSED_RMS_NORM_SINCE if kind == "cuda" and version is not None else None
+
+
+def _slow_conv3d(kind: str) -> bool:
+    """Whether 3D convolutions take more than they should: ComfyUI's test, where it does not call cuDNN's own in their place
+    (comfy/ops.py, NVIDIA_MEMORY_CONV_BUG_WORKAROUND)."""
+    cudnn = _ask(torch.backends.cudnn, "version") if kind == "cuda" else None
+    torch_version = parse_version(str(torch.__version__))
+    if not isinstance(cudnn, int) or torch_version is None:
+        return False
+    affected = CUDNN_BUG[0] <= cudnn < CUDNN_BUG[1] and torch_version >= (2, 9, 0)
+    try:
+        around = bool(importlib.import_module("comfy.ops").NVIDIA_MEMORY_CONV_BUG_WORKAROUND)
+    except (ImportError, AttributeError):
+        around = False
+    return affected and not around
 
 
 def _attention() -> Attention:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
@@ -24,6 +25,10 @@ OUTCOMES: Final[Mapping[str, RunState]] = MappingProxyType(
 
 UNFOLLOWED = "what ComfyUI executes could not be followed"
 
+SHORT_S: Final = 0.02
+"""Telling of a node costs about 10 microseconds and looking at the card for it up to 100: of a node that is over sooner than
+this that would be more than 0.5 %. Most nodes of a graph only pass something on and take less than 1 ms."""
+
 
 class PromptSpan(NamedTuple):
     """A prompt as it is handed to the executor."""
@@ -42,6 +47,8 @@ class NodeSpan(NamedTuple):
     class_type: str
     number: int
     """Counts spans, so that two are never equal."""
+    since: float = 0.0
+    """When it began, in seconds of the clock of HostExecution."""
 
     @property
     def shown_id(self) -> str:
@@ -58,7 +65,8 @@ class PromptWatcher(Protocol):
 
 
 class NodeWatcher(Protocol):
-    """As PromptWatcher, of nodes: whatever it does is paid for by every node of every prompt."""
+    """As PromptWatcher, of nodes. One that does nothing remarkable is not told of, and a start may be told late: when the node
+    asks for models, goes on as tasks, has another one start inside it, or just before its end if it fails or takes SHORT_S."""
 
     def node_started(self, span: NodeSpan) -> None: ...
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None: ...
@@ -67,17 +75,24 @@ class NodeWatcher(Protocol):
 class HostExecution:
     """The running prompt and node. Read from any thread; written by the worker thread only."""
 
-    def __init__(self, seams: SeamTable) -> None:
+    def __init__(self, seams: SeamTable, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` counts seconds."""
+        self._clock = clock
         self._prompt_id: str | None = None
         self._newest: NodeSpan | None = None
-        self._open: dict[NodeSpan, None] = {}
+        self._open: dict[int, NodeSpan] = {}
+        """By number, in the order they began."""
+        self._told: set[int] = set()
+        """Open nodes that the watchers know of."""
+        self._every: set[object] = set()
+        """Who has to be told of every node; mostly nobody."""
         self._count = 0
         self.outcome: RunState = "done"
         """How the prompt that ended last did, while watchers are told of its end and after."""
         self._watchers: list[PromptWatcher] = []
         self._node_started: list[Callable[[NodeSpan], None]] = []
         self._node_ended: list[Callable[[NodeSpan, BaseException | None], None]] = []
-        self._boundaries: list[Callable[[], None]] = []
+        self._boundaries: list[tuple[Callable[[], bool], Callable[[], None]]] = []
         seams.wrap(PROMPT_SPAN, execution.PromptExecutor, "execute", self._around_prompt)
         seams.replace(NODE_SPAN, execution, "get_output_data", self._watched_node)
 
@@ -88,25 +103,43 @@ class HostExecution:
 
     def is_open(self, span: NodeSpan) -> bool:
         """Whether this node still runs. Any thread."""
-        return span in self._open
+        return span.number in self._open
+
+    def long_spans(self) -> tuple[NodeSpan, ...]:
+        """Nodes that run and have run for SHORT_S: watchers will be told of them, if they have not been yet. Any thread."""
+        now = self._clock()
+        return tuple(span for span in tuple(self._open.values()) if now - span.since >= SHORT_S)
 
     def open_span(self, node_id: str | None) -> NodeSpan | None:
         """The running span of this node; the newest of all where none is its. Worker thread only."""
-        return next((span for span in reversed(self._open) if span.node_id == node_id), self._newest)
+        return next((span for span in reversed(self._open.values()) if span.node_id == node_id), self._newest)
+
+    def tell(self, span: NodeSpan) -> None:
+        """This node is remarkable: whoever watches is told of its start, unless that has been done. Worker thread only."""
+        if span.number in self._told or span.number not in self._open:
+            return
+        self._told.add(span.number)
+        for call in self._node_started:
+            _guarded(call, span)
 
     def watch(self, watcher: PromptWatcher) -> None:
         """Tell `watcher` of every prompt from now on: of its start after those who came before it, of its end before them."""
         self._watchers.append(watcher)
 
     def watch_nodes(self, watcher: NodeWatcher) -> None:
-        """Tell `watcher` of every node from now on: of its start after those who came before it, of its end before them, so
+        """Tell `watcher` of remarkable nodes from now on: of a start after those who came before it, of an end before them, so
         that what they know of the node is still there."""
         self._node_started.append(watcher.node_started)
         self._node_ended.insert(0, watcher.node_ended)
 
-    def at_boundary(self, call: Callable[[], None]) -> None:
-        """Call this on the worker thread whenever a node or a prompt has ended, after the watchers."""
-        self._boundaries.append(call)
+    def every_node(self, wanted_by: object, wanted: bool = True) -> None:
+        """Tell of all nodes as they start, as long as somebody wants that: every node of every prompt then pays for it."""
+        (self._every.add if wanted else self._every.discard)(wanted_by)
+
+    def at_boundary(self, call: Callable[[], None], idle: Callable[[], bool] = lambda: False) -> None:
+        """Call this on the worker thread whenever a node or a prompt has ended, after the watchers, unless `idle()`, which is
+        asked at every node."""
+        self._boundaries.append((idle, call))
 
     def current_node(self) -> str | None:
         """The node whose function is running on this thread."""
@@ -132,9 +165,10 @@ class HostExecution:
             return result
         finally:
             # an async node whose prompt was stopped never says that it has ended
-            for open_span in list(self._open):
+            for open_span in list(self._open.values()):
                 self._end(open_span, None)
             self._prompt_id = None
+            self._newest = None
             for watcher in reversed(self._watchers):
                 _guarded(watcher.prompt_ended, span)
             self._at_boundary()
@@ -150,8 +184,8 @@ class HostExecution:
             except BaseException as error:
                 self._end(span, error)
                 raise
-            tasks = _pending(result)
-            if tasks:
+            # the fourth value of a node that goes on is True
+            if result.__class__ is tuple and True in result[3:4] and (tasks := _pending(result)):
                 self._end_with(span, tasks)
             else:
                 self._end(span, None)
@@ -160,19 +194,21 @@ class HostExecution:
         return get_output_data
 
     def _start(self, node_id: str, class_type: str) -> NodeSpan:
+        # every node of every prompt passes here and through _end: their calls are counted (docs/overhead.md)
         self._count += 1
-        span = NodeSpan(node_id, class_type, self._count)
-        self._open[span] = None
-        self._newest = span
-        for call in self._node_started:
-            try:
-                call(span)
-            except Exception:
-                logger.exception(UNFOLLOWED)
+        nested = bool(self._open or self._every)
+        span = NodeSpan(node_id, class_type, self._count, self._clock())
+        if nested:
+            for other in list(self._open.values()):
+                self.tell(other)
+        self._open[self._count] = self._newest = span
+        if nested:
+            self.tell(span)
         return span
 
     def _end_with(self, span: NodeSpan, tasks: list[asyncio.Task[Any]]) -> None:
         """The node has ended when its last task has; it failed if one of them did."""
+        self.tell(span)
         left = set(tasks)
 
         def done(task: asyncio.Task[Any]) -> None:
@@ -184,23 +220,29 @@ class HostExecution:
             task.add_done_callback(done)
 
     def _end(self, span: NodeSpan, error: BaseException | None) -> None:
-        if span not in self._open:
+        number = span.number
+        if number not in self._open:
             return
-        del self._open[span]
-        self._newest = next(reversed(self._open)) if self._open else None
+        if number in self._told or error is not None or self._clock() - span.since >= SHORT_S:
+            self._tell_end(span, error)
+        else:
+            del self._open[number]
+        self._newest = next(reversed(self._open.values())) if self._open else None
+        for idle, call in self._boundaries:
+            if not idle():
+                _guarded(call)
+
+    def _tell_end(self, span: NodeSpan, error: BaseException | None) -> None:
+        self.tell(span)
+        del self._open[span.number]
+        self._told.discard(span.number)
         for call in self._node_ended:
-            try:
-                call(span, error)
-            except Exception:
-                logger.exception(UNFOLLOWED)
-        self._at_boundary()
+            _guarded(call, span, error)
 
     def _at_boundary(self) -> None:
-        for call in self._boundaries:
-            try:
-                call()
-            except Exception:
-                logger.exception(UNFOLLOWED)
+        for idle, call in self._boundaries:
+            if not idle():
+                _guarded(call)
 
 
 def _pending(result: object) -> list[asyncio.Task[Any]]:

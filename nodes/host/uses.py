@@ -41,6 +41,7 @@ class HostUses:
         uses = {other: used for other, used in self._uses.items() if self._execution.is_open(other)}
         uses[span] = tuple(dict.fromkeys((*uses.get(span, ()), *keys)))
         self._uses = uses
+        self._execution.tell(span)
 
     def prompt_started(self, span: PromptSpan) -> None:
         self._uses = {}

@@ -33,6 +33,8 @@ class WorkerQueue:
     def __init__(self, seams: SeamTable) -> None:
         self._seams = seams
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self.idle: Callable[[], bool] = self._waiting.empty
+        """Whether nothing waits."""
         self._draining = False
         self._at_idle: list[Callable[[], None]] = []
         seams.wrap(IDLE_QUEUE, execution.PromptQueue, "get_flags", self._around_flags)

@@ -51,6 +51,8 @@ class Backend:
     weight_bytes: int | None = None
     """Bytes of one element in the dtype its weights are kept in, where the file does not decide; None: the compute dtype's."""
     vae_element_bytes: int = 2
+    slow_conv3d: bool = False
+    """This torch has the conv3d regression of 2.9, and ComfyUI does not work around it."""
     corrections: tuple[Correction, ...] = ()
 
 

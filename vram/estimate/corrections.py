@@ -28,6 +28,7 @@ def checked(backend: object) -> Backend:
     one_of("attention", backend.attention, get_args(Attention))
     one_of("allocator", backend.allocator, get_args(Allocator))
     flag("compiled", backend.compiled)
+    flag("slow_conv3d", backend.slow_conv3d)
     whole("element_bytes", backend.element_bytes, 1, 8)
     whole("vae_element_bytes", backend.vae_element_bytes, 1, 8)
     if backend.weight_bytes is not None:

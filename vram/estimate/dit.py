@@ -9,13 +9,16 @@ traces of ComfyUI 0.3.59 to 0.3.68.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 from .backend import NEWEST_TRACED, Backend
 from .corrections import checked, corrected, version_of
 from .dit_shape import HEAD_DIM, TEXT_TOKENS, DitShape, host_memory_required, host_usage_factor
 from .estimate import Estimate, Term
-from .tokens import Video, flag, latent_frames, typed, video_frames, whole
+from .tokens import Video, flag, latent_frames, one_of, typed, video_frames, whole
 
 ROTARY_BYTES: Final = HEAD_DIM // 2 * 2 * 2 * 4
 """Of one token's rotations: a 2 x 2 matrix in fp32 for every pair of channels (comfy/ldm/flux/math.py, rope). One table for the
@@ -122,7 +125,7 @@ def dit_forward(
     `casts_weights`: a layer's weight is cast to the compute dtype each time it runs (fp8 weights, any dtype but the compute's).
     `scaled_matmul`: products of fp8 weights on a card that has them, which take their input as fp8 as well (traced on 0.8.0 and
     0.33.0; mxfp8, traced on 0.33.0, takes 0.4 % more). Not traced with their kernels: nvfp4, whose smaller input should take
-    some 6 % less, and int8, whose chain without a kernel was traced at 31 % more. `timesteps`: 1, or the latent frames where
+    some 6 % less, and integers, for which `integer_products` widens the band. `timesteps`: 1, or the latent frames where
     every frame has its own (2.2 5B from an image). Raises ValueError that names an argument out of range.
     """
     backend = _given(shape, video, backend)
@@ -130,6 +133,23 @@ def dit_forward(
     flag("scaled_matmul", scaled_matmul)
     whole("timesteps", timesteps, 1, 1 << 20)
     return _dit_forward(shape, video, backend, casts_weights, scaled_matmul, timesteps, None)
+
+
+INTEGER_ABOVE: Final[Mapping[int, float]] = MappingProxyType({8: 1.32, 4: 2.47})
+"""Peak of a forward whose products are of integers, over that with fp8 products, by the bits of their inputs: traced on the
+chain that runs without a kernel (0.33.0, 14B, 480p, 81 frames: 4,568 and 8,559 MiB to 3,480), which a kernel would not make."""
+
+
+def integer_products(estimate: Estimate, bits: int) -> Estimate:
+    """A forward with products of fp8, as wide as one with products of integers may be: their kernels were not traced.
+
+    Raises ValueError that names `bits` unless it is 8 or 4.
+    """
+    typed("estimate", estimate, Estimate)
+    one_of("bits", bits, tuple(INTEGER_ABOVE))
+    said = f"Products of {bits}-bit integers were traced without their kernel: the upper bound is that of the chain."
+    upper = max(estimate.upper, round(estimate.expected * INTEGER_ABOVE[bits]))
+    return replace(estimate, upper=upper, assumptions=(*estimate.assumptions, said))
 
 
 def causal_block(
@@ -140,10 +160,12 @@ def causal_block(
     block_frames: int = 1,
     first: bool = False,
     casts_weights: bool = False,
+    scaled_matmul: bool = False,
 ) -> Estimate:
     """Peak allocated of one forward of a causal model over `block_frames` latent frames of `video`, in bytes.
 
     The caches that it reads and writes are not in it (see caches.py), nor is that of the text, which the `first` block makes.
+    `scaled_matmul` as for `dit_forward`; its layers are those of the plain model, and a causal one was not traced with it.
 
     Raises ValueError that names an argument out of range.
     """
@@ -151,9 +173,10 @@ def causal_block(
     whole("block_frames", block_frames, 1, 1 << 16)
     flag("first", first)
     flag("casts_weights", casts_weights)
+    flag("scaled_matmul", scaled_matmul)
     frames = min(block_frames, latent_frames(video.frames))
     block = Video(video.width, video.height, video_frames(frames), video.batch)
-    return _dit_forward(shape, block, backend, casts_weights, False, max(1, frames), "first" if first else "later")
+    return _dit_forward(shape, block, backend, casts_weights, scaled_matmul, max(1, frames), "first" if first else "later")
 
 
 def _given(shape: object, video: object, backend: object) -> Backend:

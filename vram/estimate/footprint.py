@@ -43,6 +43,10 @@ FP8_KEEP_SHARE: Final = 0.88
 """Plain fp8 is kept when 16 bit would take more than 0.88 of the card less the inference minimum (maximum_vram_for_weights)."""
 
 
+INTEGER_BITS: Final[Mapping[str, int]] = {"int8_tensorwise": 8, "asym_w4a8_int8": 8, "convrot_w4a4": 4}
+"""Formats whose products are of integers, and the bits of their inputs (comfy/quant_ops.py QUANT_ALGOS, 0.33)."""
+
+
 def diffusion_model(
     checkpoint: Checkpoint, *, weight_dtype: str = "default", rules: LoadRules | None = None, patched: bool = False
 ) -> Footprint:
@@ -118,8 +122,14 @@ def _choice(tensors: Mapping[str, TensorInfo], layers: Mapping[str, Layer], weig
             assumptions.append("scales of inputs are counted, though ComfyUI drops those that are 1")
         native = all(_is_native(layer, rules) for layer in layers.values())
         cast: Cast = "native" if native else "dequantise"
+        integers = [bits for layer in layers.values() if native and (bits := INTEGER_BITS.get(layer.format))]
         return Choice(
-            1 if asked else rules.weight_bytes, rules.compute_bytes, rules.compute_bytes, cast, assumptions=tuple(assumptions)
+            1 if asked else rules.weight_bytes,
+            rules.compute_bytes,
+            rules.compute_bytes,
+            cast,
+            assumptions=tuple(assumptions),
+            integer_bits=min(integers, default=None),
         )
     if asked:
         fast = weight_dtype.endswith("_fast") and rules.fp8_compute

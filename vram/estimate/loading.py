@@ -102,6 +102,8 @@ class Footprint:
     """More, for a moment when the model is loaded with LoRAs: the largest weight they change. No activation is held then."""
     modules: tuple[Module, ...] = ()
     """In the order ComfyUI places them."""
+    integer_bits: int | None = None
+    """Layers are multiplied as integers; the fewest bits that inputs of such a product have."""
     step: str | None = None
     """The choice that made it so, where the same file would take another size elsewhere."""
     assumptions: tuple[str, ...] = ()

@@ -224,7 +224,7 @@ def _estimate(
     above = (parts.plain + parts.workspace + given) * at_once - once.expected
     lower, upper = once.expected - below, once.expected + above
     said = list(_said(kind, way, latent, backend, parts))
-    if slow_conv3d:
+    if slow_conv3d or backend.slow_conv3d:
         upper *= REGRESSED
         said.append("This torch has a conv3d that may take two to three times the memory.")
     lower, upper = round(lower * (1 - RESIDUAL)), round(upper * (1 + RESIDUAL))

@@ -57,6 +57,7 @@ class Choice:
     kept_fp8: bool | None = None
     step: str | None = None
     assumptions: tuple[str, ...] = ()
+    integer_bits: int | None = None
 
 
 def footprint_of(
@@ -97,6 +98,7 @@ def footprint_of(
             ("LoRAs merged into the largest weight", largest * (LORA_PATCHING_QUANTISED if quantised else LORA_PATCHING))
         ),
         modules=modules,
+        integer_bits=choice.integer_bits,
         step=choice.step,
         assumptions=choice.assumptions,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .bench import PICTURES, Bench, Knob, Turn, in_words
-from .ours import option_widget
+from .ours import STANDS_FOR, option_widget
 from .patch import Change, ReplaceNode, SetInput, Widget
 from .shapes import LATENTS, LENGTH_INPUTS
 from .siblings import smaller_siblings
@@ -187,12 +187,15 @@ def smaller_files(bench: Bench, role: ModelRole) -> list[Knob]:
 GGUF_LOADERS: Final[Mapping[str, str]] = {"UNETLoader": "UnetLoaderGGUF", "CLIPLoader": "CLIPLoaderGGUF"}
 """Stock loader -> the one of ComfyUI-GGUF with the same name for its file widget and the same output (its nodes.py)."""
 
+TO_GGUF: Final[Mapping[str, str]] = {**GGUF_LOADERS, **{ours: GGUF_LOADERS[stock] for ours, stock in STANDS_FOR.items()}}
+"""Loader -> the one of ComfyUI-GGUF that can take its place."""
+
 
 def _load_instead(bench: Bench, model: ModelRef, file: str) -> tuple[Change, ...]:
     """Changes that make every loader of `model` read `file`; empty if one can't."""
     changes: list[Change] = []
     is_gguf = file.lower().endswith(".gguf")
-    to_class = GGUF_LOADERS if is_gguf else {theirs: stock for stock, theirs in GGUF_LOADERS.items()}
+    to_class = TO_GGUF if is_gguf else {theirs: stock for stock, theirs in GGUF_LOADERS.items()}
     for widget in bench.loaders(model):
         here = bench.graph.class_of(widget.node_id)
         if is_gguf == model.file.lower().endswith(".gguf"):

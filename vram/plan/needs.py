@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from ..decoding import tilings
 from ..estimate import dit, encoders, tiling, vae
 from ..estimate.architecture import Architecture
 from ..estimate.backend import Backend
@@ -177,11 +178,13 @@ def _forward(phase: Phase, model: ModelRef, video: Video, rules: HostRules) -> P
     scaled = kept is not None and kept.cast == "native"
     conditions = 2 if runs_uncond(phase) else 1
     if shape.variant == "causal":
-        return _causal(shape, seen, backend, casts, host)
+        return _causal(shape, seen, backend, casts, scaled, host)
     one, both = (
         sampling_step(shape, seen, backend, conditions=conditions, batched=batched, casts_weights=casts, scaled_matmul=scaled)
         for batched in (False, conditions == 2)
     )
+    if kept is not None and kept.integer_bits is not None:
+        one, both = (dit.integer_products(estimate, kept.integer_bits) for estimate in (one, both))
     if phase.pose_cache is not None and phase.pose_cache.on_card:
         kept = pose_cache_bytes(phase, rules)
         one, both = (estimate.plus(kept, "cached pose activations") for estimate in (one, both))
@@ -201,9 +204,9 @@ def pose_cache_bytes(phase: Phase, rules: HostRules) -> int:
     return pose_cache(clip, layers=max(1, found.layers or 1), dim=found.dim or 1, bits=bits)
 
 
-def _causal(shape: dit.DitShape, video: Video, backend: Backend, casts: bool, host: list[int]) -> PhaseNeed:
+def _causal(shape: dit.DitShape, video: Video, backend: Backend, casts: bool, scaled: bool, host: list[int]) -> PhaseNeed:
     """A model that makes the video block by block: the caches of the whole clip are there from the start."""
-    block = dit.causal_block(shape, video, backend, first=True, casts_weights=casts)
+    block = dit.causal_block(shape, video, backend, first=True, casts_weights=casts, scaled_matmul=scaled)
     needed = block.and_also(causal_caches(shape, video, backend.element_bytes))
     return PhaseNeed(host[0], host[1], needed, needed)
 
@@ -251,10 +254,9 @@ REFERENCES: Final = ("fun_control_2.2", "s2v", "humo", "scail", "scail2")
 
 
 def _vae(phase: Phase, video: Video, rules: HostRules, at_once: int) -> PhaseNeed:
-    found = next((model for model in phase.models if model.arch.kind == "vae" and model.arch.spatial_stride), None)
-    if found is None:
+    kind = _wan_vae(phase)
+    if kind is None:
         return UNKNOWN_NEED
-    kind: vae.VaeKind = "2.2" if found.arch.spatial_stride == 16 else "2.1"
     backend = backend_of(phase, rules)
     latent = video.latent(vae.STRIDES[kind])
     if not latent.cells:
@@ -278,6 +280,27 @@ def _vae(phase: Phase, video: Video, rules: HostRules, at_once: int) -> PhaseNee
     pixels = Tile(size=side, overlap=side // 4, frames=video_frames(tile.frames) if tile.frames < latent.frames else None)
     smaller = fallback if fallback.expected < whole_clip.expected else None
     return PhaseNeed(host, host, whole_clip, whole_clip, smaller, pixels if smaller else None)
+
+
+def largest_tiles(phase: Phase, rules: HostRules, room: int) -> tuple[Tile, Estimate] | None:
+    """What our own decode turns to where the whole can't be had in `room` bytes (nodes/decoding.py); None for another VAE."""
+    found = _wan_vae(phase)
+    if found is None or not phase.width or not phase.height:
+        return None
+    backend, stride = backend_of(phase, rules), vae.STRIDES[found]
+    video = Video(phase.width, phase.height, phase.frames or 1, phase.batch or 1)
+
+    def taken(side: int, frames: int) -> Estimate:
+        cells = max(1, side // stride)
+        return tiling.tiled_decode(found, video, tiling.Tile(max(1, -(-frames // 4)), cells, cells), backend)
+
+    first = next(tilings(video.width, video.height, video.frames, room, lambda side, frames: taken(side, frames).upper))
+    return Tile(first.size, first.overlap), taken(first.size, first.frames)
+
+
+def _wan_vae(phase: Phase) -> vae.VaeKind | None:
+    found = next((model for model in phase.models if model.arch.kind == "vae" and model.arch.spatial_stride), None)
+    return None if found is None else "2.2" if found.arch.spatial_stride == 16 else "2.1"
 
 
 def _tiled_vae(asked: Tile, kind: vae.VaeKind, video: Video, rules: HostRules, backend: Backend, decodes: bool) -> PhaseNeed:

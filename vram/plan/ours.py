@@ -11,6 +11,15 @@ PASSES: Final[Mapping[str, str]] = {"VRAMHeadroomGate": "value", "VRAMHeadroomOf
 POLICY: Final = "VRAMHeadroomComponentPolicy"
 """The node that says what may become of the models that pass through it."""
 
+DECODE: Final = "VRAMHeadroomVAEDecode"
+"""The decode that turns to tiles only where the whole can't fit, and then to the largest that do (nodes/decoding.py)."""
+
+STANDS_FOR: Final[Mapping[str, str]] = {
+    "VRAMHeadroomLoadDiffusionModel": "UNETLoader",
+    "VRAMHeadroomLoadTextEncoder": "CLIPLoader",
+}
+"""Loader of ours -> the stock one with the same file widget and output, where another pack has one for other files."""
+
 NOTHING: Final = "none"
 """What a file widget says where no file is chosen."""
 

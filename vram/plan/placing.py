@@ -6,6 +6,7 @@ Read in ComfyUI 0.8 and 0.33, comfy/model_patcher.py (load, partially_load, part
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import ceil, inf
 from typing import Final
 
@@ -88,10 +89,12 @@ def _filled(model: Placed, budget: float, streams: int) -> Placed:
     if not modules:
         loaded = max(0, min(model.size, int(budget)))
         return replace(model, loaded=loaded, partly=loaded < model.size)
-    sizes = [module.bytes for module in modules]
+    # up to and with each, and the whole again for those that would be fetched after the last
+    sums = [*accumulate(module.bytes for module in modules)]
+    sums += sums[-1:] * streams
     on, loaded, buffer, partly = bytearray(model.on), 0, 0, False
     for index, module in enumerate(modules):
-        ahead = module.streaming + sum(sizes[index + 1 : index + 1 + streams])
+        ahead = module.streaming + sums[index + streams] - sums[index]
         needed = ahead if ahead > buffer else buffer
         if loaded + module.bytes + needed < budget:
             loaded += module.bytes

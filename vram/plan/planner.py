@@ -12,7 +12,8 @@ from ..estimate.overheads import reserved
 from ..estimate.sampling import batches_cond_and_uncond
 from ..estimate.vae import clips_at_once
 from ..units import say_gib
-from .needs import PhaseNeed, backend_of, family_of, need_of, pose_cache_bytes, runs_uncond
+from .needs import PhaseNeed, backend_of, family_of, largest_tiles, need_of, pose_cache_bytes, runs_uncond
+from .ours import DECODE
 from .placing import Key
 from .ram import RamModel, RamPhase, RamPlan, SystemMemory, frame_bytes, latent_bytes, plan_ram
 from .residency import Need, Replay, Residency, Weights, match_held
@@ -166,8 +167,11 @@ def _plan_phase(phase: Phase, need: PhaseNeed, replay: Replay, rules: HostRules)
     available = residency.available if rules.patchers == "dynamic" else min(residency.available, residency.free)
     tiled = None
     if activation is not None and need.fallback is not None and activation.expected > available:
+        ours = None
+        if phase.class_type == DECODE and activation.lower > available:
+            ours = largest_tiles(phase, rules, available)
         # out of memory in a whole encode or decode makes ComfyUI try again in tiles
-        tiled, activation = need.fallback_tile, need.fallback
+        tiled, activation = ours or (need.fallback_tile, need.fallback)
     forwards = 2 if uncond and not batched else 1
     streamed = residency.offloaded * forwards
     found = _phase_plan(phase, activation, residency, residency.resident, streamed, available, rules, batched, tiled)

@@ -84,13 +84,21 @@ class Graph:
     _numbers: dict[object, int] = field(default_factory=dict, compare=False)
     _values: dict[Link, object] = field(default_factory=dict, compare=False)
     _types: dict[Link, str] = field(default_factory=dict, compare=False)
+    _linked: dict[str, dict[str, Link]] = field(default_factory=dict, compare=False)
+    _plain: dict[str, Iterable[tuple[str, Link]]] = field(default_factory=dict, compare=False)
+    """Of nodes that are no switches."""
+    _specs: dict[str, NodeSpec | None] = field(default_factory=dict, compare=False)
 
     def class_of(self, node_id: str) -> str:
         class_type = self.nodes[node_id].get("class_type")
         return class_type if isinstance(class_type, str) else ""
 
     def spec(self, node_id: str) -> NodeSpec | None:
-        return self.vocabulary.get(self.class_of(node_id))
+        try:
+            return self._specs[node_id]
+        except KeyError:
+            found = self._specs[node_id] = self.vocabulary.get(self.class_of(node_id))
+            return found
 
     def inputs(self, node_id: str) -> Mapping[str, Any]:
         return self.nodes[node_id].get("inputs") or {}
@@ -103,14 +111,27 @@ class Graph:
 
     def link(self, node_id: str, name: str) -> Link | None:
         """Where input `name` comes from, or None if it is a value or absent."""
-        return as_link(self.inputs(node_id).get(name))
+        return self._links(node_id).get(name)
 
-    def links(self, node_id: str) -> Iterator[tuple[str, Link]]:
+    def links(self, node_id: str) -> Iterable[tuple[str, Link]]:
         """Linked inputs that would be evaluated: the branch that a switch does not take is left out."""
+        plain = self._plain.get(node_id)
+        if plain is not None:
+            return plain
+        linked = self._links(node_id).items()
+        if self.class_of(node_id) not in SWITCHES:
+            self._plain[node_id] = linked
+            return linked
         untaken = self._untaken_branch(node_id)
-        for name, value in self.inputs(node_id).items():
-            if name != untaken and (link := as_link(value)) is not None:
-                yield name, link
+        return [(name, link) for name, link in linked if name != untaken]
+
+    def _links(self, node_id: str) -> dict[str, Link]:
+        """All linked inputs, found once: every node is asked for them a dozen times."""
+        linked = self._linked.get(node_id)
+        if linked is None:
+            linked = {name: link for name, value in self.inputs(node_id).items() if (link := as_link(value)) is not None}
+            self._linked[node_id] = linked
+        return linked
 
     def input_type(self, node_id: str, name: str) -> str:
         """Declared type of an input; for an undeclared one (wildcards, grown inputs) the type of what it is linked to."""
@@ -147,10 +168,10 @@ class Graph:
             if spec and name in spec.defaults:
                 return spec.defaults[name]
             return Unknown(f"{self.title(node_id)} has no value for {name}")
-        raw = inputs[name]
-        link = as_link(raw)
+        link = self.link(node_id, name)
         if link is not None:
             return self.output_value(link, hops)
+        raw = inputs[name]
         return _as_declared(raw, self.input_type(node_id, name)) if isinstance(raw, str) else _unwrap(raw)
 
     def output_value(self, link: Link, hops: int = 0) -> object:
@@ -244,8 +265,6 @@ class Graph:
         return taken if taken in self.inputs(node_id) else other
 
     def _untaken_branch(self, node_id: str) -> str | None:
-        if self.class_of(node_id) not in SWITCHES:
-            return None
         taken = self.taken_branch(node_id)
         switch = SWITCHES[self.class_of(node_id)]
         if isinstance(taken, Unknown):
@@ -263,7 +282,7 @@ class Graph:
                 stack.pop()
                 continue
             inputs = self.inputs(here)
-            sources = {name: link for name, value in inputs.items() if (link := as_link(value)) is not None}
+            sources = self._links(here)
             waiting = [
                 link.node_id for link in sources.values() if link.node_id in self.nodes and link.node_id not in signatures
             ]
@@ -293,7 +312,7 @@ class Graph:
             stack: list[tuple[str, Iterator[tuple[str, Link]]]] = []
             if target not in done and target not in cached:
                 open_path[target] = None
-                stack.append((target, self.links(target)))
+                stack.append((target, iter(self.links(target))))
             while stack:
                 node_id, pending = stack[-1]
                 for _, link in pending:
@@ -301,7 +320,7 @@ class Graph:
                         raise PromptError(f"nodes {' -> '.join([*open_path, link.node_id])} form a loop")
                     if link.node_id not in done and link.node_id in self.nodes and link.node_id not in cached:
                         open_path[link.node_id] = None
-                        stack.append((link.node_id, self.links(link.node_id)))
+                        stack.append((link.node_id, iter(self.links(link.node_id))))
                         break
                 else:
                     stack.pop()
@@ -356,15 +375,17 @@ def class_types(prompt: object) -> frozenset[str]:
 
 def as_link(value: object) -> Link | None:
     """ComfyUI's own test for a link: a list of a node id and a slot number (comfy_execution/graph_utils.py is_link)."""
-    match value:
-        case [str() as node_id, int() | float() as slot] if not isinstance(slot, bool) and 0 <= slot < MAX_SLOT:
-            return Link(node_id, int(slot))
-    return None
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    node_id, slot = value
+    if not isinstance(node_id, str) or not isinstance(slot, (int, float)) or isinstance(slot, bool):
+        return None
+    return Link(node_id, int(slot)) if 0 <= slot < MAX_SLOT else None
 
 
 def is_wildcard(declared: str) -> bool:
     """A type that takes whatever it is linked to."""
-    return declared == "*" or declared.startswith("COMFY_MATCHTYPE") or declared.startswith("COMFY_AUTOGROW")
+    return declared == "*" or declared.startswith(("COMFY_MATCHTYPE", "COMFY_AUTOGROW"))
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

@@ -47,6 +47,8 @@ class Sized(NamedTuple):
     footprint: Footprint
     modules: tuple[Module, ...]
     detected: HostDetection | None
+    file_bytes: int
+    """Of all its tensors as they lie in the file."""
 
 
 def load_rules(rules: HostRules, card: Card) -> LoadRules:
@@ -108,4 +110,4 @@ class Sizing:
         modules = tuple(
             Module(module.bytes, module.offload_bytes, not module.name.endswith(NOT_CASTABLE)) for module in found.modules
         )
-        return Sized(architecture, found, modules, detected)
+        return Sized(architecture, found, modules, detected, checkpoint.tensor_bytes)

@@ -349,7 +349,7 @@ class SourceFinder:
             role=role,
             file=file,
             path=checkpoint.path,
-            file_bytes=part.tensor_bytes,
+            file_bytes=sized.file_bytes,
             resident_bytes=sized.footprint.booked,
             architecture=architecture.name,
             dim=architecture.dim,

@@ -255,6 +255,7 @@ def with_another_pack(order: str) -> dict[str, Any]:
 
     host.execution.watch(Watch())
     host.execution.watch_nodes(Watch())
+    host.execution.every_node("counting")
     host.placement.before_load(lambda keys: ours.update(("load_models_gpu",)))
     host.placement.keep_loaded(pinned)
     host.worker.at_idle(lambda: ours.update(("get_flags",)))
