@@ -18,7 +18,9 @@ def connect() -> Offer:
     """Wire the pack into the running ComfyUI, once; a second copy of it in another folder offers nothing."""
     from ..vram.monitor import get_vram_monitor
     from ..vram.offloader import get_vram_offloader
-    from . import controls, decoding, loaders
+    from . import controls, decoding, loaders, panel_routes
+    from .actions import Actions
+    from .events import Events
     from .host import connect as connect_host
     from .lifecycle import Lifecycle
     from .pack import Pack
@@ -43,7 +45,9 @@ def connect() -> Offer:
     host.server.on_prompt(preflight.on_prompt)
     # the plan is made anew before anything asks for it
     host.execution.watch(preflight)
-    controls.Control.lifecycle = Lifecycle(pack)
+    controls.Control.lifecycle = lifecycle = Lifecycle(pack)
+    events = Events(pack, lifecycle)
+    panel_routes.add(host.server, panel_routes.PanelRoutes(events, Actions(pack, events.changed)))
     return Offer(
         {**loaders.NODE_CLASSES, **controls.NODE_CLASSES, **decoding.NODE_CLASSES},
         {**loaders.NODE_NAMES, **controls.NODE_NAMES, **decoding.NODE_NAMES},

@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final, NamedTuple
 
 from ..vram.components import ComponentRole
-from ..vram.offloader import ActivePipelineError, PlacementError
 from ..vram.policy import CHOICES, ROLE_RULE, chosen_policy, hosted_policy
 from ..vram.status import status_report
 from ..vram.units import say_gib
+from .actions import offload_idle
 from .lifecycle import Lifecycle
 from .loaders import DEFAULT_PIPELINE, PIPELINE_INPUT
 from .pack import Pack
@@ -191,25 +191,9 @@ class OffloadNow(Control):
 
     def run(self, value: Any, what: str) -> dict[str, Any]:
         wanted = {ComponentRole.TEXT_ENCODER, ComponentRole.CLIP_VISION} if what == TEXT else None
-        freed, stayed = self._offload(wanted)
+        freed, stayed = offload_idle(self.pack, wanted)
         said = f"freed {say_gib(freed)}" if freed else "nothing to free"
         return self.said(f"{said}; {', '.join(stayed)} stayed" if stayed else said, value)
-
-    def _offload(self, roles: set[ComponentRole] | None) -> tuple[int, list[str]]:
-        """Bytes freed, and the models that could not leave."""
-        offloader, models = self.pack.offloader, self.pack.host.models
-        freed, stayed, known = 0, list[str](), set[object]()
-        for _, component in offloader.components():
-            known.add(component.handle.key)
-            if roles is not None and component.role not in roles:
-                continue
-            try:
-                freed += offloader.offload_component(component.handle.key)
-            except (ActivePipelineError, PlacementError) as error:
-                logger.info("%s", error)
-                stayed.append(component.name)
-        # models of stock loaders, which no pipeline knows
-        return freed + models.unload(lambda key, role: key not in known and (roles is None or role in roles)), stayed
 
 
 STOP: Final = "stop"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..vram.books import Component, UnknownPipelineError
 from ..vram.components import ComponentRole
-from ..vram.device import DeviceReadError, peak_counter
+from ..vram.device import DeviceReadError, PagedAccelerator, peak_counter
 from ..vram.estimate.caches import vae_features, video_runtime_overhead
 from ..vram.handle import ModelHandle
 from ..vram.monitor import NoAcceleratorError
@@ -17,6 +17,7 @@ from ..vram.peaks import PeakLedger
 from ..vram.pins import room_for_pins
 from ..vram.plan.types import Phase, Plan
 from ..vram.policy import VideoComponentPolicy
+from ..vram.run_record import RunRecord
 from ..vram.sampler import Sampler
 from ..vram.units import say_gib
 from .host.execution import NodeSpan, PromptSpan
@@ -53,7 +54,11 @@ class Lifecycle:
         """With the offloader's revision that they were found at."""
         self._phases: dict[str, Phase] | None = None
         """Of the prompt that runs, by node; None as long as there is no plan of it."""
-        self.peaks = peaks or PeakLedger(peak_counter(next(iter(pack.monitor.accelerators), None)), self._held)
+        card = next(iter(pack.monitor.accelerators), None)
+        self.record = RunRecord(pack.monitor.now)
+        self.counts_pages = not isinstance(card, PagedAccelerator)
+        """The peak counter sees everything that this process holds; torch's does not see pages of elastic weights."""
+        self.peaks = peaks or PeakLedger(peak_counter(card), self._held)
         self._sampler = sampler or Sampler(self._look)
         host = pack.host
         host.execution.watch(self)
@@ -93,6 +98,7 @@ class Lifecycle:
         self._prompt = span
         self._pins_said = ""
         self._phases = None
+        self.record.start(span.prompt_id)
         self._apply_rulings()
         self._find_elastic_pins()
         self.peaks.start_prompt(span.prompt_id)
@@ -118,6 +124,7 @@ class Lifecycle:
         self._sampler.stop()
         self._videos = {}
         self._prompt = None
+        self.record.end(self._pack.host.execution.outcome)
         if not self._pack.host.worker.tells_when_idle and not self._pack.host.worker.prompts_waiting():
             self._become_idle()
 
@@ -173,6 +180,8 @@ class Lifecycle:
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
         keys = self._pack.host.uses.of(span)
         self.peaks.end(span, failed=error is not None)
+        if error is not None:
+            self.record.fail(span.shown_id)
         if not keys:
             return
         offloader, monitor = self._pack.offloader, self._pack.monitor
@@ -285,11 +294,14 @@ class Lifecycle:
         return name, component.handle.device_index if component else 0
 
     def _held(self) -> int | None:
-        """What this process holds on the first card."""
+        """What this process holds on the first card; each look is also a sample of the run."""
         try:
-            return self._pack.monitor.snapshot().ours
+            held = self._pack.monitor.snapshot().ours
         except (NoAcceleratorError, DeviceReadError):
             return None
+        if held is not None:
+            self.record.sample(held)
+        return held
 
     def _components(self, keys: Iterable[object]) -> list[tuple[str, Component]]:
         wanted = set(keys)

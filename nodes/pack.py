@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -13,6 +13,7 @@ from aiohttp import web
 from ..vram.brief import BriefThread
 from ..vram.components import ComponentRole
 from ..vram.device import DeviceReadError
+from ..vram.incidents import IncidentLog
 from ..vram.monitor import NoAcceleratorError, VRAMMonitor
 from ..vram.offloader import VRAMOffloader
 from ..vram.plan.advice import Context, FixReport, advise, fix_report
@@ -27,8 +28,8 @@ from ..vram.plan.sizing import Sizing
 from ..vram.plan.types import Card, Chain, Earlier, HeldModel, HostRules, Plan
 from ..vram.policy import chosen_policy
 from ..vram.selfcheck import report
-from ..vram.status import Status, read_status
-from ..vram.system_memory import read_system_memory
+from ..vram.status import Status, WaitingAction, read_status
+from ..vram.system_memory import held_by_process, read_system_memory
 from ..vram.units import GIB
 from .host import Host
 from .host.server import QueuedPrompt
@@ -122,6 +123,10 @@ class Pack:
     """By the id of the prompt that was queued with it."""
     answers: Bounded[tuple[Chain, Plan, list[FixReport]]] = field(default_factory=lambda: Bounded(ANSWERS_KEPT))
     """What was answered for a prompt and a state of the card."""
+    incidents: IncidentLog = field(default_factory=IncidentLog)
+    """What came of out-of-memory errors."""
+    waiting: Callable[[], tuple[WaitingAction, ...]] = tuple
+    """What was asked of models and waits for the worker thread (actions.py)."""
     chains: ChainCache = field(init=False)
     sizing: Sizing = field(init=False)
 
@@ -140,6 +145,9 @@ class Pack:
             rules=models.rules(),
             seams=self.host.seams.report(),
             self_check=report(self.host.checker.look()),
+            waiting=self.waiting(),
+            memory=read_system_memory(),
+            memory_ours=held_by_process(),
         )
 
     def other_programs(self) -> int:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -15,6 +14,7 @@ from ..vram.plan.report import check_report
 from ..vram.status import status_report
 from .pack import PATIENCE_S, Pack
 from .preflight import MAX_PROMPT_BYTES, Preflight
+from .requests import RequestError, check_same_site, limited_body, refusal
 
 logger = logging.getLogger("vram_headroom")
 
@@ -22,14 +22,7 @@ STATUS_PATH: Final = "/v1/hardware/vram"
 CHECK_PATH: Final = "/v1/hardware/vram/check"
 OVERRIDE_PATH: Final = "/v1/hardware/vram/override"
 
-
-class RequestError(ValueError):
-    """A request that can't be answered: the HTTP status, a machine's word and a person's sentence."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
+TOO_LARGE: Final = f"a prompt of over {MAX_PROMPT_BYTES >> 20} MiB is not checked"
 
 
 class Routes:
@@ -49,49 +42,31 @@ class Routes:
         `"fixes": false` beside `prompt` leaves out the search for what would make it fit.
         """
         try:
-            asked = _read_check(await _limited_body(request))
+            asked = _read_check(await limited_body(request, MAX_PROMPT_BYTES, TOO_LARGE))
             margin = self._pack.margin(request)
             if asked.fixes:
                 plan, fixes = await self._pack.check_in_time(asked.prompt, asked.targets, margin)
             else:
                 plan, fixes = await self._pack.plan_in_time(asked.prompt, asked.targets, margin), []
         except PromptError as error:
-            return _refusal(RequestError(400, "not_a_prompt", str(error)))
+            return refusal(RequestError(400, "not_a_prompt", str(error)))
         except RequestError as error:
-            return _refusal(error)
+            return refusal(error)
         except (TimeoutError, asyncio.TimeoutError):
-            return _refusal(RequestError(503, "too_slow", f"no plan within {PATIENCE_S:g} s; is a model folder out of reach?"))
+            return refusal(RequestError(503, "too_slow", f"no plan within {PATIENCE_S:g} s; is a model folder out of reach?"))
         except Exception:
             logger.exception("the memory check failed")
-            return _refusal(RequestError(500, "check_failed", "the check failed; ComfyUI's log says how"))
+            return refusal(RequestError(500, "check_failed", "the check failed; ComfyUI's log says how"))
         return web.json_response(check_report(plan, fixes))
 
     async def override(self, request: web.Request) -> web.Response:
         """Let the next post of this prompt through although `enforce` would refuse it: 204. 403 from another site's page."""
         try:
             check_same_site(request)
-            self._preflight.allow_once(_read_check(await _limited_body(request)).prompt)
+            self._preflight.allow_once(_read_check(await limited_body(request, MAX_PROMPT_BYTES, TOO_LARGE)).prompt)
         except RequestError as error:
-            return _refusal(error)
+            return refusal(error)
         return web.Response(status=204)
-
-
-def check_same_site(request: web.Request) -> None:
-    """Refuses what a page of another site sends through a person's browser. Raises RequestError 403."""
-    origin = request.headers.get("Origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("Host")
-    if foreign or request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise RequestError(403, "other_site", "this can only be asked by ComfyUI's own page or by a script")
-
-
-async def _limited_body(request: web.Request) -> bytes:
-    """The body, read no further than the limit. Raises RequestError 413."""
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > MAX_PROMPT_BYTES:
-            raise RequestError(413, "too_large", f"a prompt of over {MAX_PROMPT_BYTES >> 20} MiB is not checked")
-    return bytes(body)
 
 
 class _Asked(NamedTuple):
@@ -119,7 +94,3 @@ def _read_check(raw: bytes) -> _Asked:
     if targets is not None and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
         raise RequestError(400, "bad_targets", "partial_execution_targets is not a list of node ids")
     return _Asked(body["prompt"], targets, body.get("fixes") is not False)
-
-
-def _refusal(error: RequestError) -> web.Response:
-    return web.json_response({"error": {"type": error.kind, "message": str(error)}}, status=error.status)

@@ -360,3 +360,38 @@ def test_a_text_encoder_leaves_before_a_generator_that_nobody_registered(prompts
     assert prompts["stock"]["forward"][0]["placed"] == {"text_encoder": "cpu"}
     assert DIT in prompts["stock"]["loaded"]
     assert CLIP not in prompts["stock"]["loaded"]
+
+
+MANY = """
+import comfy.model_management as model_management
+from comfy.model_patcher import ModelPatcher
+from host.lab import text_to_video
+from vram_headroom.nodes.controls import Control
+from vram_headroom.vram.components import ComponentRole
+pack, kept, found = Control.pack, [], {}
+loader = nodes.NODE_CLASS_MAPPINGS["VAELoader"]
+size, calls = ModelPatcher.model_size, [0]
+
+def counted(patcher):
+    calls[0] += 1
+    return size(patcher)
+
+for count in (10, 40):
+    while len(kept) < count:
+        kept.append(getattr(loader(), loader.FUNCTION)(vae_name=text_to_video()["3"]["inputs"]["vae_name"])[0].patcher)
+        pack.offloader.register("wan", f"vae {len(kept)}", ComponentRole.VAE, pack.host.models.handle(kept[-1], None))
+        model_management.load_models_gpu([kept[-1]])
+    ModelPatcher.model_size, calls[0] = counted, 0
+    status = pack.status()
+    ModelPatcher.model_size = size
+    found[count] = [len(status.loaded_models), len(status.pipelines[0].components), calls[0]]
+answer(found)
+"""
+
+
+def test_a_status_reads_each_model_a_few_times_however_many_there_are(tmp_path: Path) -> None:
+    write_tiny_models(tmp_path / "models")
+    found = ask_inside(MANY, tmp_path, served=True)
+    assert [counts[:2] for counts in found.values()] == [[10, 10], [40, 40]]
+    few, many = found["10"][2], found["40"][2]
+    assert many == 4 * few <= 40 * 10

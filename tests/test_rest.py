@@ -115,7 +115,8 @@ def test_system_memory_is_told_beside_the_card(empty_host: HostProcess) -> None:
 def test_the_status_answers_below_both_prefixes_with_the_promised_fields(empty_host: HostProcess) -> None:
     for path in (STATUS, STATUS.removeprefix("/api")):
         status = empty_host.get(path).body
-        assert {"version", "devices", "pipelines", "loaded_models", "running", "host", "seams", "self_check"} == set(status)
+        told = {"version", "taken_at", "devices", "pipelines", "loaded_models", "running", "waiting", "ram", "host"}
+        assert {*told, "seams", "self_check"} == set(status)
     (device,) = status["devices"]
     assert device["total_bytes"] == 16 * GIB
     assert device["used_bytes"] + device["free_bytes"] == device["total_bytes"]

@@ -31,6 +31,7 @@ LOST: Mapping[str, Mapping[str, Any]] = {
     "node start and end": {"running node shown": False, "peaks": False, **NO_POLICY},
     "loading of models": NO_POLICY,
     "choice of who leaves the card": {"pinned stays": False},
+    "websocket events": {"told over the websocket": False},
     "idle queue": {"done when idle": False, "leaves once the queue is empty": False},
     "length of the queue": {"leaves once the queue is empty": False},
     "tiled VAE decode": {"tiles noticed": False},

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from .components import ComponentRole
 from .handle import ModelHandle, Placement, placement_of
-from .policy import VideoComponentPolicy
+from .policy import PersonsWord, VideoComponentPolicy, under_word
 from .records import ComponentOffloadRecord
 
 PipelineState = Literal["active", "idle", "offloaded"]
@@ -41,6 +41,9 @@ class ComponentStatus(NamedTuple):
     policy: VideoComponentPolicy
     last_used: float
     """Of its pipeline, in seconds of the clock that the offloader counts with."""
+    device_index: int = 0
+    dtype: str = ""
+    """What its weights are computed in; empty where its handle does not tell."""
 
 
 class PipelineStatus(NamedTuple):
@@ -63,6 +66,14 @@ class Component(NamedTuple):
     """What holds where nobody rules otherwise."""
     ruled_by: str | None = None
     """The node that set the policy; None: it is the default, or was set from elsewhere."""
+    ruled: VideoComponentPolicy | None = None
+    """What was set in place of the default, as it would hold without a person's word."""
+    word: PersonsWord | None = None
+    """A person's, which goes before every other rule until they take it back or the model goes."""
+
+    def settled(self) -> Component:
+        """With the policy that follows from all that was said of it."""
+        return self._replace(policy=under_word(self.ruled or self.default, self.word, self.handle.elastic))
 
     @property
     def may_leave(self) -> bool:
@@ -249,4 +260,6 @@ def _component_status(component: Component, last_used: float) -> ComponentStatus
         in_use=component.handle.in_use,
         policy=component.policy,
         last_used=last_used,
+        device_index=component.handle.device_index,
+        dtype=str(getattr(component.handle, "dtype", "")),
     )

@@ -21,7 +21,7 @@ from .components import ComponentRole, find_components
 from .device import DeviceReadError
 from .handle import ModelHandle, placement_of
 from .monitor import NoAcceleratorError, VRAMMonitor, get_vram_monitor
-from .policy import VideoComponentPolicy, default_policy
+from .policy import PersonsWord, VideoComponentPolicy, default_policy
 from .records import ComponentOffloadRecord
 from .recovery import Rung, run_with_recovery
 from .units import GIB, say_gib
@@ -78,17 +78,20 @@ class VRAMOffloader:
     ) -> None:
         """Enter a model as a component of `pipeline`. Registering one model again renames it, never doubles it.
 
-        Without a `policy` its role's default holds. What a node ruled by `set_policy` goes on to hold. Raises ValueError for a
-        pipeline without a name.
+        Without a `policy` its role's default holds. What a node ruled by `set_policy`, or a person by `set_pin`, goes on to
+        hold. Raises ValueError for a pipeline without a name.
         """
         if not pipeline.strip():
             raise ValueError("a pipeline needs a name; leave the field as it was if one is enough")
         default = policy or default_policy(role, handle.elastic)
         component = Component(name, role, handle, node_id, default, default)
         known = self._books.find_component(handle.key)
-        if known is not None and known[1].ruled_by is not None:
-            component = component._replace(policy=known[1].policy, ruled_by=known[1].ruled_by)
-        self._books.enter(pipeline, component, self._clock())
+        if known is not None:
+            before = known[1]
+            component = component._replace(word=before.word)
+            if before.ruled_by is not None:
+                component = component._replace(ruled=before.ruled, ruled_by=before.ruled_by)
+        self._books.enter(pipeline, component.settled(), self._clock())
 
     def register_object(self, pipeline: str, source: object, handle_of: Callable[[Any], ModelHandle]) -> tuple[str, ...]:
         """Register every model found in `source` (a diffusers pipeline, its ComponentsManager, a plain object, a patcher).
@@ -119,8 +122,22 @@ class VRAMOffloader:
         if found is None:
             return False
         pipeline, component = found
-        ruled = component._replace(policy=policy or component.default, ruled_by=node_id)
-        return self._books.replace_component(pipeline, ruled)
+        return self._books.replace_component(pipeline, component._replace(ruled=policy, ruled_by=node_id).settled())
+
+    def set_pin(self, key: object, pinned: bool) -> bool:
+        """A person pins a registered model (by its handle's key) to its card, or takes a pin off it, whoever set that.
+
+        Their word goes before every rule of `set_policy`, until they say the opposite or the model goes. False if it is not
+        registered. Nothing moves.
+        """
+        found = self._books.find_component(key)
+        if found is None:
+            return False
+        pipeline, component = found
+        # where no rule pins it there is nothing to take back, and a node may pin it again later
+        ruled_so = (component.ruled or component.default).pin_to_gpu
+        word: PersonsWord | None = "pin" if pinned else "unpin" if ruled_so else None
+        return self._books.replace_component(pipeline, component._replace(word=word).settled())
 
     def components(self) -> tuple[tuple[str, Component], ...]:
         """Every registered model that still exists, with the name of its pipeline."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from .components import ComponentRole
 
@@ -59,6 +59,19 @@ DEFAULT_VIDEO_COMPONENT_POLICIES: Final[Mapping[ComponentRole, VideoComponentPol
 )
 """VAE pinned, encoders leave between prompts, the generator leaves when the pipeline is idle. Sizes: exact parameter counts of
 UMT5-XXL and the WAN 2.1 VAE."""
+
+
+PersonsWord = Literal["pin", "unpin"]
+"""What a person says of a model in the panel, whatever a node or its loader says."""
+
+
+def under_word(rule: VideoComponentPolicy, word: PersonsWord | None, elastic: bool) -> VideoComponentPolicy:
+    """The policy that holds where `rule` would, and a person has said so."""
+    if word == "pin" and not rule.pin_to_gpu:
+        return VideoComponentPolicy(pin_to_gpu=True, priority=rule.priority)
+    if word == "unpin" and rule.pin_to_gpu:
+        return HOST_DECIDES if elastic else VideoComponentPolicy(priority=rule.priority)
+    return rule
 
 
 def hosted_policy(role: ComponentRole, elastic: bool) -> VideoComponentPolicy:

@@ -34,6 +34,16 @@ def read_system_memory(pinnable: int = 0, cgroups: Path = CGROUPS) -> SystemMemo
     )
 
 
+def held_by_process() -> int | None:
+    """Bytes of system memory that this process holds (its resident set); None as for `read_system_memory`."""
+    try:
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    except Exception:
+        return None
+
+
 def read_limit(cgroups: Path) -> tuple[int | None, int]:
     """The container's limit and what it has used of it, less file pages that are dropped when asked. None: no limit."""
     for limit_name, used_name, stat_key in (

@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
 import execution
 from comfy_execution.utils import get_executing_context
 
+from ...vram.run_record import RunState
 from ...vram.status import Running
 from .seams import NODE_SPAN, PROMPT_SPAN, SeamTable
 
 logger = logging.getLogger("vram_headroom")
+
+OUTCOMES: Final[Mapping[str, RunState]] = MappingProxyType(
+    {"execution_success": "done", "execution_error": "failed", "execution_interrupted": "interrupted"}
+)
+"""By the last message that the executor keeps of a prompt (execution.py, add_message; 0.8 and 0.33)."""
 
 UNFOLLOWED = "what ComfyUI executes could not be followed"
 
@@ -80,6 +87,8 @@ class HostExecution:
         self._every: set[object] = set()
         """Who has to be told of every node; mostly nobody."""
         self._count = 0
+        self.outcome: RunState = "done"
+        """How the prompt that ended last did, while watchers are told of its end and after."""
         self._watchers: list[PromptWatcher] = []
         self._node_started: list[Callable[[NodeSpan], None]] = []
         self._node_ended: list[Callable[[NodeSpan, BaseException | None], None]] = []
@@ -149,8 +158,11 @@ class HostExecution:
         for watcher in self._watchers:
             _guarded(watcher.prompt_started, span)
         self._prompt_id = prompt_id
+        self.outcome = "failed"
         try:
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            self.outcome = _outcome(args[0] if args else None)
+            return result
         finally:
             # an async node whose prompt was stopped never says that it has ended
             for open_span in list(self._open.values()):
@@ -239,6 +251,15 @@ def _pending(result: object) -> list[asyncio.Task[Any]]:
         case (list() as returned, _, _, True, *_):
             return [task for task in returned if isinstance(task, asyncio.Task) and not task.done()]
     return []
+
+
+def _outcome(executor: object) -> RunState:
+    """How the prompt that this executor ran has ended; `done` where it does not tell."""
+    messages = getattr(executor, "status_messages", None)
+    for message in reversed(messages) if isinstance(messages, list) else ():
+        if message and message[0] in OUTCOMES:
+            return OUTCOMES[message[0]]
+    return "done"
 
 
 def _failure(task: asyncio.Task[Any]) -> BaseException | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import comfy.model_management as model_management
+import torch
 
 from .pages import HostPages, is_dynamic
 
@@ -50,6 +51,8 @@ class ComfyModelHandle:
         self._device_index = device_index(patcher)
         self._bytes = int(patcher.model_size())
         self.elastic = is_dynamic(patcher)
+        self.dtype = dtype_of(patcher)
+        """What its weights are computed in, on the card or off it."""
 
     @property
     def key(self) -> int:
@@ -145,6 +148,13 @@ def _with_parents(patcher: Any) -> Iterator[Any]:
         seen.add(id(here))
         yield here
         here = getattr(here, "parent", None)
+
+
+def dtype_of(patcher: Any) -> str:
+    """As torch names it; empty where the patcher does not tell."""
+    ask = getattr(patcher, "model_dtype", None)
+    found = ask() if callable(ask) else getattr(patcher.model, "dtype", None)
+    return str(found).removeprefix("torch.") if isinstance(found, torch.dtype) else ""
 
 
 def device_index(patcher: Any) -> int:

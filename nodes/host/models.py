@@ -20,7 +20,7 @@ from ...vram.device import Accelerator, CallbackAccelerator, MemoryReading, Page
 from ...vram.estimate.backend import NEWEST_TRACED, Backend
 from ...vram.plan.types import HeldModel, HostRules, NodeSpec
 from ...vram.status import LoadedModel, Running
-from .handle import ComfyModelHandle, OnCard, device_index
+from .handle import ComfyModelHandle, OnCard, device_index, dtype_of
 from .pages import HostPages, dynamic_vram_is_on, is_dynamic
 from .seams import LOADED_MODELS, MEMORY_READING, SOURCE_FILES, SeamTable
 from .uses import HostUses
@@ -82,7 +82,11 @@ class HostModels:
         return tuple(self._read(entry, patcher, running, published) for entry, patcher in self._entries())
 
     def find(self, key: int) -> OnCard | None:
-        return next((model for model in self.loaded() if model.key == key), None)
+        # of the others nothing is read: a status asks this several times for each component
+        for entry, patcher in self._entries(key):
+            published = {model.key: model for model in self._published if model.key == key}
+            return self._read(entry, patcher, self._running() is not None, published)
+        return None
 
     def publish(self) -> None:
         """Take the values of dynamic models. Worker thread only."""
@@ -103,14 +107,17 @@ class HostModels:
 
     def report(self, pipeline_of: Callable[[int], str | None]) -> tuple[LoadedModel, ...]:
         """All of them for a person to read, those that no loader of ours knows included."""
-        return tuple(self._reported(model, pipeline_of(model.key)) for model in self.loaded())
+        roles = {id(patcher.model): self.role(patcher.model) for _, patcher in self._entries()}
+        return tuple(
+            self._reported(model, pipeline_of(model.key), roles.get(model.key, ComponentRole.OTHER)) for model in self.loaded()
+        )
 
-    def _reported(self, model: OnCard, pipeline: str | None) -> LoadedModel:
+    def _reported(self, model: OnCard, pipeline: str | None, role: ComponentRole) -> LoadedModel:
         return LoadedModel(
             key=model.key,
             name=model.name,
             file=None if model.file is None else os.path.basename(model.file),
-            role=self._role_of(model.key).value,
+            role=role.value,
             dtype=model.dtype,
             bytes=model.bytes,
             bytes_on_card=model.bytes_on_card,
@@ -145,6 +152,13 @@ class HostModels:
         leaving = [patcher for key, patcher in found.items() if key not in busy and wanted(key, self._role_of(key))]
         return sum(ComfyModelHandle(patcher, self).unload() for patcher in leaving)
 
+    def adopt(self, key: int) -> tuple[str, ComponentRole, ComfyModelHandle] | None:
+        """Name, role and a handle of a loaded model of any loader; None if none of this key is loaded. Worker thread only."""
+        patcher = next((patcher for _, patcher in self._entries() if id(patcher.model) == key), None)
+        if patcher is None:
+            return None
+        return self.name_of(patcher), self.role(patcher.model), ComfyModelHandle(patcher, self)
+
     def reclaimable(self, index: int, pinned: Collection[object] = ()) -> int:
         """Bytes ComfyUI would give back on this card when asked: all elastic models, and others that it does not compute with
         and nobody pinned."""
@@ -154,21 +168,24 @@ class HostModels:
             if model.device_index == index and (model.elastic or not (model.in_use or model.key in pinned))
         )
 
-    def _entries(self) -> Iterator[tuple[Any, Any]]:
+    def _entries(self, key: int | None = None) -> Iterator[tuple[Any, Any]]:
+        """Of the model of this key; None: all."""
         # a copy: the worker thread changes the list while others read it
         if not self._seams.live(LOADED_MODELS):
             return
         for entry in list(model_management.current_loaded_models):
             patcher = entry.model
-            if patcher is not None and patcher.load_device != CPU:
+            if patcher is None or (key is not None and id(patcher.model) != key):
+                continue
+            if patcher.load_device != CPU:
                 yield entry, patcher
 
     def _read(self, entry: Any, patcher: Any, running: bool, published: Mapping[int, OnCard] | None) -> OnCard:
         key = id(patcher.model)
         if published is not None and is_dynamic(patcher):
-            return published.get(key) or OnCard(
-                key, type(patcher.model).__name__, None, 0, 0, False, True, device_index(patcher)
-            )
+            nothing = OnCard(key, type(patcher.model).__name__, None, 0, 0, False, True, device_index(patcher))
+            # who computes with it is known at any time; only its pages are not
+            return published.get(key, nothing)._replace(in_use=running and self._in_use(key, entry))
         return OnCard(
             key=key,
             name=type(patcher.model).__name__,
@@ -178,7 +195,7 @@ class HostModels:
             in_use=running and self._in_use(key, entry),
             elastic=is_dynamic(patcher),
             device_index=device_index(patcher),
-            dtype=_dtype_of(patcher),
+            dtype=dtype_of(patcher),
         )
 
     def _in_use(self, key: int, entry: Any) -> bool:
@@ -317,9 +334,3 @@ def node_spec(node: Any) -> NodeSpec:
     outputs = tuple(kind if isinstance(kind, str) else "COMBO" for kind in node.RETURN_TYPES)
     names = tuple(str(name) for name in getattr(node, "RETURN_NAMES", None) or ())
     return NodeSpec(inputs, outputs, bool(getattr(node, "OUTPUT_NODE", False)), defaults, names)
-
-
-def _dtype_of(patcher: Any) -> str:
-    ask = getattr(patcher, "model_dtype", None)
-    found = ask() if callable(ask) else getattr(patcher.model, "dtype", None)
-    return str(found).removeprefix("torch.") if isinstance(found, torch.dtype) else ""

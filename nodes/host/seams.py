@@ -42,6 +42,7 @@ NODE_SPAN = Seam(
     "0.8",
     "the running node is not shown, elastic models are not read, no peaks, and a text encoder stays until its prompt has ended",
 )
+EVENTS = Seam("websocket events", "official", "0.8", "the browser asks every few seconds instead of being told")
 MODEL_LOADS = Seam("loading of models", "private", "0.8", "a text encoder stays until its prompt has ended")
 PINS = Seam("choice of who leaves the card", "private", "0.8", "a pinned model stays only as long as ComfyUI needs no room")
 IDLE_QUEUE = Seam("idle queue", "private", "0.8", "what the panel asks for waits until the next node has run")

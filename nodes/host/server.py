@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from server import PromptServer
 
-from .seams import MIDDLEWARE, PROMPT_HANDLER, QUEUE, ROUTES, USER_SETTINGS, SeamTable
+from .seams import EVENTS, MIDDLEWARE, PROMPT_HANDLER, QUEUE, ROUTES, USER_SETTINGS, SeamTable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CLAIM = "vram_headroom_folder"
@@ -33,6 +33,15 @@ class HostServer:
     def __init__(self, seams: SeamTable) -> None:
         self._instance = getattr(PromptServer, "instance", None)
         self._seams = seams
+        seams.note(EVENTS, live=callable(getattr(self._instance, "send_sync", None)))
+
+    def send(self, event: str, data: object, client_id: str) -> bool:
+        """Send a message over the websocket to this client alone, from any thread; a client that is gone is sent nothing."""
+        send: Callable[..., None] | None = getattr(self._instance, "send_sync", None)
+        if not self._seams.live(EVENTS) or send is None:
+            return False
+        send(event, data, client_id)
+        return True
 
     def claim(self, folder: str) -> str | None:
         """Take this ComfyUI for the copy of the pack in `folder`; the folder of the copy that has it already, if one has."""

@@ -185,6 +185,7 @@ def observe(lab: Lab, seam: str) -> dict[str, Any]:
         "handlers": len(lab.server.on_prompt_handlers),
         "total of pages": host.models.pages.used_by_process() is not None,
         "tiles noticed": tiles_noticed(lab),
+        "told over the websocket": host.server.send("vram_headroom.status", {}, "nobody"),
     }
     if seam in ("nodes that expand", ""):
         seen["pipeline"] = lab.run("pipeline", pipeline_scenario())
@@ -327,6 +328,7 @@ def hiding(lab: Lab, seam: str) -> Any:
         "check before queueing": lambda: hidden(lab.server, "app"),
         PAGES: lambda: hidden(importlib.import_module("comfy_aimdo.control"), "get_total_vram_usage", for_good=True),
         "routes": lambda: hidden(lab.server, "routes"),
+        "websocket events": lambda: hidden(type(lab.server), "send_sync"),
     }
     return places[seam]()
 

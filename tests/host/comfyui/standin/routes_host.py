@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from typing import Any
 
 from aiohttp import web
@@ -98,6 +99,10 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
     async def clear(request: web.Request) -> web.Response:
         journal.clear()
         return web.json_response({})
+
+    @routes.get("/_host/threads")
+    async def threads(request: web.Request) -> web.Response:
+        return web.json_response([thread.name for thread in threading.enumerate()])
 
     @routes.get("/_host/python")
     async def python(request: web.Request) -> web.Response:
