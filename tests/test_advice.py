@@ -135,7 +135,7 @@ def least_card(**latent: Any) -> int:
     return a_card_between(1, 200_000, lambda units: host(units, **latent).plan().runs)
 
 
-# --- the promise
+# the promise
 
 CARDS = st.integers(1, 14_000)
 LATENTS = st.fixed_dictionaries(
@@ -253,7 +253,7 @@ def test_a_replan_that_fails_is_no_fix() -> None:
     assert [fix.id for fix in fixes] == ["larger_card"]
 
 
-# --- solved, not listed
+# solved, not listed
 
 
 def test_the_clip_is_the_longest_of_4n_plus_1_frames_that_fits() -> None:
@@ -393,7 +393,7 @@ def test_a_value_that_comes_from_a_link_is_changed_where_it_comes_from() -> None
     assert "shorter_video" not in by_id(here.advice())
 
 
-# --- several at once
+# several at once
 
 
 def smaller_than_any_one_fix() -> Host:
@@ -462,7 +462,7 @@ def test_a_combination_is_offered_beside_one_change_only_where_it_spares_the_pic
     assert spared
 
 
-# --- nothing helps
+# nothing helps
 
 
 def tiny() -> Host:
@@ -511,7 +511,7 @@ def test_without_other_cards_to_plan_on_no_size_is_told() -> None:
     assert (fix.title, fix.verdict, fix.plan) == ("Nothing short of a larger card", "does_not_fit", here.plan())
 
 
-# --- around the graph
+# around the graph
 
 
 def test_a_launch_flag_is_advised_in_words_with_the_plan_under_it_and_only_where_it_helps() -> None:
@@ -564,7 +564,7 @@ def test_a_change_of_policy_is_a_fix_where_it_helps() -> None:
     assert "nothing" not in found
 
 
-# --- what runs already
+# what runs already
 
 
 @given(units=CARDS, rules=HOSTS)
@@ -609,7 +609,7 @@ def test_a_decode_that_fails_before_it_is_tiled_gets_the_largest_tiles_from_the_
     assert "tiled_decode" not in by_id(whole.advice()), "it decodes whole"
 
 
-# --- WanVideoWrapper
+# WanVideoWrapper
 
 
 def block_swapper(units: int, blocks: int, **size: int) -> Host:
@@ -671,7 +671,7 @@ def test_no_more_blocks_are_swapped_than_the_model_has() -> None:
     assert 2 < blocks <= 30
 
 
-# --- other files, other places
+# other files, other places
 
 
 def test_files_of_one_model_are_known_by_the_words_of_their_names() -> None:
@@ -805,7 +805,7 @@ def test_the_text_encoder_goes_to_the_cpu_where_it_is_what_does_not_fit() -> Non
     assert set_values(fix) == {("71", "device"): "cpu"}
 
 
-# --- system memory
+# system memory
 
 
 def with_memory(here: Host, total: int, swap: int = 0) -> Host:
@@ -901,7 +901,7 @@ def test_a_machine_with_room_changes_no_advice() -> None:
     assert fits.advice() == ()
 
 
-# --- what is told
+# what is told
 
 
 def test_no_seconds_are_told_without_a_measured_bandwidth() -> None:

@@ -227,7 +227,7 @@ def test_eight_bit_weights_with_a_scale_per_row_are_not_packed() -> None:
     assert identify(headers.checkpoint(tensors)).parameters == PARAMETERS["2.1 T2V 1.3B"]
 
 
-# --- other layouts
+# other layouts
 
 
 def on_meta(made: torch.nn.Module) -> Architecture:
@@ -423,7 +423,7 @@ def test_experts_of_wan_2_2_are_the_same_to_us() -> None:
     assert high == low
 
 
-# --- nothing raises
+# nothing raises
 
 KEYS = sorted({key for name in ("2.1 FLF2V 14B", "VACE 1.3B", "UMT5-XXL", "VAE 2.2") for key in unfolded(RECORDED[name])})
 SHAPES = st.lists(st.integers(0, 1 << 20), max_size=5).map(tuple)

@@ -52,7 +52,7 @@ def problem(path: Path) -> str:
     return message
 
 
-# --- what a good file gives
+# what a good file gives
 
 
 def test_names_dtypes_shapes_and_bytes_are_those_of_the_header(model: Path) -> None:
@@ -122,7 +122,7 @@ def test_types_below_a_byte_are_counted_in_bits(model: Path) -> None:
     assert [t.nbytes for t in read_checkpoint(model).tensors.values()] == [3, 3]
 
 
-# --- against the reference library
+# against the reference library
 
 
 def test_the_table_of_types_is_the_libraries_own() -> None:
@@ -181,7 +181,7 @@ def test_files_the_library_writes_are_read_as_torch_counts_them(model: Path) -> 
         assert set(opened.keys()) == set(read.tensors)
 
 
-# --- what is read
+# what is read
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_header_said_to_be_longer_than_the_file_is_not_read(model: Path, bytes
     assert bytes_read.taken == 8
 
 
-# --- bad files
+# bad files
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_first_tensor_that_does_not_start_the_data_is_refused(model: Path) -> 
     assert "4 bytes" in problem(model)
 
 
-# --- whatever the bytes are
+# whatever the bytes are
 
 
 def outcome(path: Path, content: bytes) -> None:
@@ -474,7 +474,7 @@ def test_any_mutation_gives_an_answer_or_a_checkpoint_error(
     outcome(scratch, content)
 
 
-# --- the cache
+# the cache
 
 
 def test_a_file_that_did_not_change_is_read_once(model: Path, bytes_read: type[CountingFile]) -> None:

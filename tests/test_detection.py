@@ -49,7 +49,7 @@ def test_any_size_has_a_band_or_an_error_that_names_it(width: int, height: int, 
         assert 0 < estimate.lower <= estimate.expected <= estimate.upper
 
 
-# --- inside the stand-in, which has no detection, and beside one that is made up ------------------------------------------
+# inside the stand-in, which has no detection, and beside one that is made up
 
 SCRIPT = """
 import logging, os, sys, types

@@ -38,7 +38,7 @@ SURFACE = load_surface()
 RECORDED: dict[str, Any] = json.loads((DATA / "events.json").read_text(encoding="utf-8"))
 
 
-# --- what nodes/host uses ---------------------------------------------------------------------------------------------
+# what nodes/host uses
 
 
 def test_nodes_host_uses_only_what_is_recorded() -> None:
@@ -194,7 +194,7 @@ def test_the_table_and_the_recorded_data_name_the_same_things() -> None:
     assert {"0.33.0", "0.8.0"} <= set(SURFACE.versions)
 
 
-# --- the stand-in's surface -------------------------------------------------------------------------------------------
+# the stand-in's surface
 
 SET_UP = """
 from pathlib import Path
@@ -244,7 +244,7 @@ def comparable(entry: str) -> str:
     return re.sub(r"=(\[\]|\{\})", "=None", entry)
 
 
-# --- what holds in every recorded version: the order that nodes/host relies on -----------------------------------------
+# what holds in every recorded version: the order that nodes/host relies on
 
 RUNS = [
     pytest.param(data["events"], id=f"{version}: {name}")
@@ -283,7 +283,7 @@ def test_each_node_ends_before_the_next_starts_and_what_it_loads_lies_between(ev
     assert running is None
 
 
-# --- the order of events ----------------------------------------------------------------------------------------------
+# the order of events
 
 MODEL_FILES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "unet_name": (

@@ -80,7 +80,7 @@ def change(index: Path, **changes: Any) -> None:
     index.write_text(json.dumps({**json.loads(index.read_text()), **changes}))
 
 
-# --- what the libraries write
+# what the libraries write
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -189,7 +189,7 @@ def test_the_folder_of_a_pipeline_names_its_models(pipeline_folder: Path) -> Non
     assert "scheduler" not in message
 
 
-# --- what is read
+# what is read
 
 
 def test_of_a_28_gb_model_only_the_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_an_index_is_read_again_when_a_part_changed(tmp_path: Path) -> None:
     assert cache.get(index).tensor_bytes == first.tensor_bytes + 64
 
 
-# --- parts
+# parts
 
 
 def test_parts_without_an_index_are_one_model(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_a_malformed_index_says_what_is_wrong(tmp_path: Path, content: bytes, ex
     assert expected in problem(index)
 
 
-# --- folders
+# folders
 
 
 def test_a_folder_without_a_config_is_a_model_only_where_it_has_parts(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
     assert "not JSON" in problem(tmp_path, tmp_path / "config.json")
 
 
-# --- pipelines
+# pipelines
 
 
 def broken_pipeline(path: Path) -> str:
@@ -493,7 +493,7 @@ def test_a_folder_that_is_no_pipeline_says_so(tmp_path: Path) -> None:
     broken_pipeline(tmp_path / "file")
 
 
-# --- whatever the folder holds
+# whatever the folder holds
 
 FILE_NAMES = st.sampled_from(
     [

@@ -98,7 +98,7 @@ def test_the_image_encoder_weighs_what_comfyui_says(version: str, reading: dict[
     assert clip_vision(headers.checkpoint(official)).booked == reading["bytes"]
 
 
-# --- full size
+# full size
 
 
 def official(name: str) -> Checkpoint:
@@ -201,7 +201,7 @@ def test_dynamic_patchers_stage_the_file_and_hold_the_same() -> None:
     assert found.resident / found.staged_bytes == pytest.approx(0.5, abs=0.001)
 
 
-# --- GGUF
+# GGUF
 
 BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q4_0": 4.5, "Q3_K": 3.4375, "Q2_K": 2.625, "IQ4_XS": 4.25}
 DEQUANTISED = {"Q8_0": 2.0, "Q4_0": 3.0, "Q6_K": 5.13, "Q4_K": 5.19, "Q2_K": 5.25, "Q3_K": 5.31, "Q5_K": 7.19, "IQ4_XS": 10.0}
@@ -259,7 +259,7 @@ def test_the_vocabulary_of_a_packed_text_encoder_is_unpacked() -> None:
     assert found.resident / GIB == pytest.approx(6.54, abs=0.02)
 
 
-# --- what cannot be
+# what cannot be
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def problem(path: Path) -> str:
     return message
 
 
-# --- files as the gguf package writes them
+# files as the gguf package writes them
 
 
 def write(path: Path, tensors: dict[str, tuple[tuple[int, ...], GGMLQuantizationType]], title: str = "") -> None:
@@ -174,7 +174,7 @@ def test_a_big_endian_file_says_so(model: Path) -> None:
     assert "big-endian" in problem(model)
 
 
-# --- files by hand
+# files by hand
 
 
 class Tensor(NamedTuple):
@@ -277,7 +277,7 @@ def test_wans_patch_embedding_may_have_its_five_dimensions(model: Path) -> None:
     assert read_checkpoint(model).tensors["patch_embedding.weight"].shape == (8, 16, 1, 2, 2)
 
 
-# --- what is read
+# what is read
 
 
 def test_of_a_28_gb_file_the_header_and_at_most_64_kib_are_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +345,7 @@ def test_a_file_that_did_not_change_is_read_once(model: Path, monkeypatch: pytes
     assert list(cache.get(model).tensors) == ["longer"]
 
 
-# --- bad files
+# bad files
 
 MALFORMED: list[tuple[bytes, str]] = [
     (b"GGUF", "file ends after 4 bytes"),
@@ -418,7 +418,7 @@ def test_a_file_cut_anywhere_is_refused(model: Path, length: int) -> None:
     problem(model)
 
 
-# --- whatever the bytes are
+# whatever the bytes are
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def by_seconds(fps: object = 16.0, seconds: object = 5.0, expression: str = "flo
     return prompt
 
 
-# --- apply
+# apply
 
 
 def test_the_original_prompt_is_never_changed_and_what_does_not_change_is_shared() -> None:
@@ -128,7 +128,7 @@ def test_whatever_is_asked_it_is_done_or_refused_with_a_value_error(prompt: dict
     assert repr(prompt) == before
 
 
-# --- where a value is written
+# where a value is written
 
 
 def test_a_plain_widget_is_set_where_it_is() -> None:

@@ -65,7 +65,7 @@ def choices(planned: PhasePlan) -> tuple[object, ...]:
     return (planned.batched, planned.at_once, tiles, planned.resident, planned.others)
 
 
-# --- more room
+# more room
 
 
 @given(video=VIDEOS, units=CARDS, more=st.integers(1, 40_000), rules=HOSTS)
@@ -89,7 +89,7 @@ def test_a_phase_of_equal_choices_is_never_short_of_more_on_a_larger_card(
             assert after.short <= before.short
 
 
-# --- more video
+# more video
 
 
 @given(video=VIDEOS, more=MORE, rules=HOSTS, tile=st.none() | st.integers(2, 64).map(lambda steps: 32 * steps))

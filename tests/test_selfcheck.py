@@ -56,7 +56,7 @@ def check(*subjects: Subject) -> SelfCheck:
     return run(subjects, "key", HOST)
 
 
-# --- what is found ------------------------------------------------------------------------------------------------------------
+# what is found
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.009, 0.992])
@@ -151,7 +151,7 @@ def test_the_report_is_what_a_status_shows() -> None:
     }
 
 
-# --- what is kept -------------------------------------------------------------------------------------------------------------
+# what is kept
 
 
 def test_another_version_or_another_formula_is_another_key() -> None:
@@ -227,7 +227,7 @@ def test_any_json_in_the_file_is_read_without_an_error(content: object) -> None:
         assert Store(path).load("key") is None
 
 
-# --- when it runs -------------------------------------------------------------------------------------------------------------
+# when it runs
 
 
 class Lab:

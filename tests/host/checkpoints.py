@@ -43,7 +43,7 @@ class OfficialFile(NamedTuple):
     file_bytes: int | None = None
 
 
-# --- the files
+# the files
 
 
 def write_official_models(models_dir: Path, names: Iterable[str] | None = None) -> dict[str, Path]:
@@ -82,7 +82,7 @@ def _write(path: Path, name: str) -> Path:
     return path
 
 
-# --- how they are stored
+# how they are stored
 
 
 def _fp16(shapes: Shapes, wide: tuple[str, ...] = ()) -> Tensors:
@@ -106,7 +106,7 @@ def _layer(name: str, *weight: int) -> Shapes:
     return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
 
 
-# --- the models
+# the models
 
 
 def dit(dim: int, ffn: int, layers: int, inputs: int = 16, outputs: int = 16, sees_image: bool = False) -> Shapes:
@@ -270,7 +270,7 @@ def _residual(name: str, inputs: int, outputs: int) -> Shapes:
     return shapes if inputs == outputs else {**shapes, **_layer(f"{name}.shortcut", outputs, inputs, 1, 1, 1)}
 
 
-# --- the catalogue
+# the catalogue
 
 _14B = partial(dit, 5120, 13824, 40)
 _WIDE_PATCHES = ("patch_embedding.",)

@@ -375,7 +375,7 @@ def _count(tensors: Iterable[str], before: str) -> int:
     return len({key[len(before) :].partition(".")[0] for key in tensors if key.startswith(before)})
 
 
-# --- the other parts of a pipeline
+# the other parts of a pipeline
 
 
 def _vae(tensors: Mapping[str, TensorInfo]) -> Architecture | None:

@@ -104,7 +104,7 @@ def _cast_whole(checkpoint: Checkpoint, rules: LoadRules, width: int) -> Footpri
     return footprint_of(kept, tensors, rules, False, 0, Choice(width, width, width, "none"))
 
 
-# --- the rules
+# the rules
 
 
 def _choice(tensors: Mapping[str, TensorInfo], layers: Mapping[str, Layer], weight_dtype: str, rules: LoadRules) -> Choice:
@@ -229,7 +229,7 @@ EMBEDDINGS: Final = re.compile(
 """Two-dimensional tensors that no Linear holds."""
 
 
-# --- what other rooms ask
+# what other rooms ask
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / "data" / "events.json"
 
 
-# --- scenarios --------------------------------------------------------------------------------------------------------
+# scenarios
 
 
 def plan(prompts: dict[str, Prompt], known_classes: set[str]) -> list[Scenario]:
@@ -124,7 +124,7 @@ def read_prompts(folder: Path) -> dict[str, Prompt]:
     return prompts
 
 
-# --- a real ComfyUI ---------------------------------------------------------------------------------------------------
+# a real ComfyUI
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def get_json(url: str) -> Any:
         return json.load(response)
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# the file
 
 
 def to_json(prompts: dict[str, Prompt], scenarios: list[Scenario], session: Session) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def believe(card: FakeCard) -> None:
     torch.cuda.is_bf16_supported = lambda including_emulation=True: card.capability >= (8, 0)
 
 
-# --- the files
+# the files
 
 
 def tiny(cls: str = "model:WanModel", **arguments: Any) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def diffusion_files() -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
     return {name: (state, {}) for name, state in files.items()} | {"quantised, in metadata": in_metadata(t2v)}
 
 
-# --- the readings
+# the readings
 
 
 def read(reading: dict[str, Any], state: dict[str, Any], metadata: dict[str, str]) -> None:

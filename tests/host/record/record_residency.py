@@ -74,7 +74,7 @@ RULES: Mapping[str, Rules] = {
 """Rules and sizes. `lab` is the simulated GPU as the lab has it; the others count memory as a driver does."""
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# prompts
 
 
 def make_prompts(folder: Path, text_encoder: str) -> dict[str, Prompt]:
@@ -147,7 +147,7 @@ def loader_of(prompt: Prompt, node: str) -> str:
     return node
 
 
-# --- the host ---------------------------------------------------------------------------------------------------------
+# the host
 
 
 class Host:
@@ -214,7 +214,7 @@ def running(checkout: Path, python: str, packs: Sequence[Path], models: Path) ->
             process.wait()
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# the file
 
 
 def digest(prompt: Prompt, loads: list[dict[str, Any]], models: dict[str, Any], known: dict[int, str]) -> list[list[Any]]:

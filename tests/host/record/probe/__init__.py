@@ -111,7 +111,7 @@ def _ids(values: Any) -> str:
     return ",".join(sorted(map(str, values), key=lambda value: (len(value), value))) or "-"
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
+# messages
 
 
 def _message(event: str, data: dict[str, Any]) -> str:
@@ -160,7 +160,7 @@ def _watch_messages() -> None:
     _SERVER.send_sync = watched
 
 
-# --- prompts and nodes ------------------------------------------------------------------------------------------------
+# prompts and nodes
 
 
 def _on_prompt(body: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _watch_execution() -> None:
     execution.get_output_data = watched_node
 
 
-# --- models and sampling ----------------------------------------------------------------------------------------------
+# models and sampling
 
 
 def _watch_models() -> None:
@@ -292,7 +292,7 @@ def _watch_sampling() -> None:
     comfy.sampler_helpers.prepare_model_patcher = watched
 
 
-# --- routes -----------------------------------------------------------------------------------------------------------
+# routes
 
 
 @_SERVER.routes.get("/probe/events")
