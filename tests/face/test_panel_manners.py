@@ -62,8 +62,8 @@ CYCLE = """async ([id, panel, times]) => {
 def test_it_speaks_the_persons_language_where_the_locales_folder_has_it(host: HostProcess, session: Session) -> None:
     page = session.page
     serve(session, running())
-    page.route("**/api/i18n", lambda route: route.fulfill(json={"de": {"vramHeadroom": {"models_title": "Modelle"}}}))
-    for locale, title in (("de", "Modelle"), ("en", "Models")):
+    page.route("**/api/i18n", lambda route: route.fulfill(json={"fr": {"vramHeadroom": {"models_title": "Modèles"}}}))
+    for locale, title in (("fr", "Modèles"), ("en", "Models")):
         host.post("/api/settings/Comfy.Locale", locale)
         page.reload()
         expect(page.locator(BAR)).to_have_attribute("data-state", "ok", timeout=30_000)
