@@ -175,7 +175,10 @@ class Lifecycle:
         if self._phases is None:
             self._find_phases()
         if self._phases:
-            self._note_video(span, self._phases.get(span.shown_id))
+            phase = self._phases.get(span.shown_id)
+            if phase is not None:
+                self.record.mark(span.shown_id)
+            self._note_video(span, phase)
 
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:
         keys = self._pack.host.uses.of(span)

@@ -28,6 +28,16 @@ class MeasuredReport(TypedDict):
     """It may have been more: somebody else reset the allocator's counter meanwhile."""
 
 
+class MarkReport(TypedDict):
+    """From when on a phase was computing."""
+
+    phase: int
+    """Index in the plan's phases."""
+    node_id: str
+    at: float
+    """Seconds since the prompt's start."""
+
+
 class PhaseReport(TypedDict):
     """`vram_headroom.phase`."""
 
@@ -42,6 +52,8 @@ class PhaseReport(TypedDict):
     """Seconds since the start and bytes that this process held, since the last event."""
     measured: list[MeasuredReport]
     """Of all nodes that have ended."""
+    marks: list[MarkReport]
+    """Of all phases that have begun."""
 
 
 class RecoveryReport(TypedDict):
@@ -77,6 +89,7 @@ class RunReport(TypedDict):
     samples: list[tuple[float, int]]
     """Of the whole run, thinned."""
     measured: list[MeasuredReport]
+    marks: list[MarkReport]
     recoveries: list[RecoveryReport]
 
 
@@ -138,6 +151,7 @@ class RunReports:
             at=round(run.at, 3),
             samples=_pairs(self._lifecycle.record.fresh(run.prompt_id, after)),
             measured=measured,
+            marks=self._marks(run),
         )
         return report, place
 
@@ -154,6 +168,7 @@ class RunReports:
             at=round(run.at, 3),
             samples=_pairs(self._lifecycle.record.samples(run.prompt_id)),
             measured=measured,
+            marks=self._marks(run),
             recoveries=[self.recovery(incident, run) for incident in self._pack.incidents.of(run.prompt_id)],
         )
         return RunAnswer(report, place, run.taken, plan)
@@ -185,6 +200,17 @@ class RunReports:
             # a node that failed has ended as well
             phase = _phase_of(plan, node_id, passes if run.state == "running" else max(0, passes - 1))
         return Place(run.state, phase, node_id, tuple(tuple(one.values()) for one in measured))
+
+    def _marks(self, run: RunSeen) -> list[MarkReport]:
+        plan = self.plan_of(run)
+        passes: Counter[str] = Counter()
+        found: list[MarkReport] = []
+        for mark in run.marks:
+            phase = _phase_of(plan, mark.node_id, passes[mark.node_id]) if plan is not None else None
+            passes[mark.node_id] += 1
+            if phase is not None:
+                found.append(MarkReport(phase=phase, node_id=mark.node_id, at=mark.at))
+        return found
 
     def _measured(self, run: RunSeen) -> list[MeasuredReport]:
         """By node and phase; of a node that ran again and again in one, the most."""

@@ -66,6 +66,7 @@ CLEAN = """async () => {
         "VRAMHeadroom.WarnAtPercent": 90,
         "VRAMHeadroom.PollSeconds": 3,
         "VRAMHeadroom.AskBeforeQueueing": "warn",
+        "VRAMHeadroom.NodeBadges": False,
         "Comfy.UseNewMenu": "Top",
         "Comfy.ColorPalette": "dark",
     }
@@ -113,8 +114,9 @@ class Session:
             return
         if response.url.endswith("/api/prompt") and response.status == 200:
             self.posted += 1
-        # the question asks a second time, for what would help
-        if response.url.endswith("/vram/check") and (response.request.post_data_json or {}).get("fixes") is False:
+        # the question asks a second time, for what would help; badges ask on their own account
+        asked = response.request.post_data_json if response.url.endswith("/vram/check") else None
+        if asked and asked.get("fixes") is False and "asked_for" not in asked:
             self.checks += 1
 
     def run(self) -> None:

@@ -79,6 +79,9 @@ def test_a_watcher_follows_a_run_phase_by_phase_and_sees_its_end(host: HostProce
         assert (last["prompt_id"], last["phase"], last["node_id"]) == (prompt_id, None, None)
         measured = {one["phase"]: one for one in last["measured"] if one["phase"] is not None}
         assert sorted(measured) == list(range(len(kinds)))
+        assert sorted(mark["phase"] for mark in last["marks"]) == list(range(len(kinds)))
+        begun = [mark["at"] for mark in last["marks"]]
+        assert begun == sorted(begun)
         assert [measured[index]["node_id"] for index in measured] == [
             plan["phases"][index]["node_ids"][0] for index in measured
         ]

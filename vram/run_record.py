@@ -12,6 +12,9 @@ RunState = Literal["running", "done", "failed", "interrupted"]
 MOST_SAMPLES: Final = 600
 """Kept of a run: one for each two pixels of a wide timeline."""
 
+MOST_MARKS: Final = 256
+"""Kept of a run; a graph has a dozen phases, and a loop that runs one again and again must not grow without end."""
+
 MOST_FRESH: Final = 256
 """Kept as they came for those who follow: four a second are taken, and one at the end of each node that is looked at."""
 
@@ -22,6 +25,14 @@ class Sample(NamedTuple):
     at: float
     """Seconds since the prompt's start."""
     bytes: int
+
+
+class Mark(NamedTuple):
+    """From when on a node was computing."""
+
+    node_id: str
+    at: float
+    """Seconds since the prompt's start."""
 
 
 class RunSeen(NamedTuple):
@@ -37,6 +48,8 @@ class RunSeen(NamedTuple):
     """Where it failed or was stopped."""
     taken: int
     """Samples taken so far: what `RunRecord.fresh` is asked with."""
+    marks: tuple[Mark, ...] = ()
+    """Of the nodes of its plan's phases that have started, in order."""
 
 
 class _Run:
@@ -46,6 +59,7 @@ class _Run:
         self.ended: float | None = None
         self.failed_node: str | None = None
         self.taken = 0
+        self.marks: list[Mark] = []
         self.kept: list[Sample] = []
         self.each, self.in_last = 1, 0
         """Samples that one of `kept` stands for, the highest of them; and how many the last one does so far."""
@@ -53,7 +67,7 @@ class _Run:
 
     def seen(self, now: float) -> RunSeen:
         at = (now if self.ended is None else self.ended) - self.started
-        return RunSeen(self.prompt_id, self.state, at, self.started, self.failed_node, self.taken)
+        return RunSeen(self.prompt_id, self.state, at, self.started, self.failed_node, self.taken, tuple(self.marks))
 
     def add(self, sample: Sample, most: int) -> None:
         self.taken += 1
@@ -106,6 +120,13 @@ class RunRecord:
             run = self._run
             if run is not None and run.ended is None:
                 run.add(Sample(round(self._clock() - run.started, 3), nbytes), self._most)
+
+    def mark(self, node_id: str) -> None:
+        """This node starts, and it computes a phase of the plan."""
+        with self._lock:
+            run = self._run
+            if run is not None and run.ended is None and len(run.marks) < MOST_MARKS:
+                run.marks.append(Mark(node_id, round(self._clock() - run.started, 3)))
 
     def fail(self, node_id: str) -> None:
         """This node raised an error or was stopped, and the prompt with it."""

@@ -152,7 +152,8 @@ class StatusReport(TypedDict):
     pipelines: list[PipelineReport]
     loaded_models: list[dict[str, object]]
     running: dict[str, object] | None
-    host: dict[str, str]
+    host: dict[str, str | int]
+    """With `reserve_bytes`, what it keeps free on the card beside inference."""
     seams: list[dict[str, object]]
     self_check: dict[str, object] | None
     waiting: list[dict[str, object]]
@@ -210,6 +211,7 @@ def status_report(status: Status) -> StatusReport:
             "comfyui_version": status.rules.version,
             "patchers": status.rules.patchers,
             "vram_state": status.rules.vram_state,
+            "reserve_bytes": status.rules.reserve_bytes,
         },
         seams=[seam._asdict() for seam in status.seams],
         self_check=None if status.self_check is None else status.self_check.as_json(),

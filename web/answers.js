@@ -1,6 +1,6 @@
 // What the server says of a prompt, checked once at the door: past this file every field has the type written here.
 
-import { isObject, Malformed, numberOrNull, object, text } from "./fields.js";
+import { isObject, Malformed, numberOrNull, object, objects, strings, text } from "./fields.js";
 
 /**
  * @typedef {{ expected: number, lower: number, upper: number }} Estimate bytes
@@ -13,13 +13,19 @@ import { isObject, Malformed, numberOrNull, object, text } from "./fields.js";
  * @property {number | null} height
  * @property {number | null} frames
  * @property {number | null} batch
+ * @property {number | null} steps of a sampler
  * @property {number} weights bytes of all models that are on the card then
+ * @property {number} otherWeights of them, those of models that this phase does not use
  * @property {number} streamed bytes over the bus, per step where it samples
  * @property {Estimate | null} needed beside weights
  * @property {number | null} available for that
  * @property {number} short bytes missing; 0 when the phase fits
+ * @property {Estimate | null} peak of everything ComfyUI holds then
+ * @property {Estimate | null} reservedPeak of what a monitor will show, where that is known
+ * @property {Term[]} terms of `needed`
  *
- * @typedef {{ role: string, file: string, bytes: number | null }} Model
+ * @typedef {{ name: string, bytes: number }} Term
+ * @typedef {{ role: string, file: string, bytes: number | null, resident: number | null, nodeId: string }} Model
  * @typedef {{ node: string, input: string, value: unknown }} SetInput
  * @typedef {{ node: string, classType: string, inputs: Record<string, unknown> }} ReplaceNode
  * @typedef {SetInput | ReplaceNode} Change
@@ -42,6 +48,8 @@ import { isObject, Malformed, numberOrNull, object, text } from "./fields.js";
  * @property {Verdict} verdict
  * @property {string} message
  * @property {string} card its name
+ * @property {number | null} total bytes of the card
+ * @property {number} others bytes of it that other programs hold
  * @property {Phase[]} phases
  * @property {number | null} peakPhase index into phases
  * @property {Model[]} models
@@ -67,6 +75,8 @@ export function readAnswer(json) {
     verdict: /** @type {Verdict} */ (verdict),
     message,
     card: isObject(body.card) ? text(body.card.name, "this card") : "this card",
+    total: isObject(body.card) ? numberOrNull(body.card.total_bytes) : null,
+    others: Math.max(0, ...objects(body.phases).map((p) => numberOrNull(p.other_programs_bytes) ?? 0)),
     phases,
     peakPhase: peak !== null && phases[peak] !== undefined ? peak : null,
     models: objects(body.models).map(model),
@@ -79,6 +89,7 @@ export function readAnswer(json) {
 
 /** @param {Record<string, unknown>} p @returns {Phase} */
 function phase(p) {
+  const otherWeights = numberOrNull(p.other_models_bytes) ?? 0;
   return {
     title: text(p.title, text(p.kind, "Phase")),
     kind: text(p.kind, "other"),
@@ -87,11 +98,16 @@ function phase(p) {
     height: numberOrNull(p.height),
     frames: numberOrNull(p.frames),
     batch: numberOrNull(p.batch),
-    weights: (numberOrNull(p.resident_bytes) ?? 0) + (numberOrNull(p.other_models_bytes) ?? 0),
+    steps: numberOrNull(p.steps),
+    weights: (numberOrNull(p.resident_bytes) ?? 0) + otherWeights,
+    otherWeights,
     streamed: numberOrNull(p.streamed_bytes) ?? 0,
     needed: estimate(p.activation_bytes),
     available: numberOrNull(p.available_bytes),
     short: Math.max(0, numberOrNull(p.short_bytes) ?? 0),
+    peak: estimate(p.peak_allocated_bytes),
+    reservedPeak: estimate(p.peak_reserved_bytes),
+    terms: objects(p.activation_terms).map((term) => ({ name: text(term.name, "?"), bytes: numberOrNull(term.bytes) ?? 0 })),
   };
 }
 
@@ -105,7 +121,13 @@ function estimate(json) {
 
 /** @param {Record<string, unknown>} m @returns {Model} */
 function model(m) {
-  return { role: text(m.role, "other"), file: text(m.file, "unnamed file"), bytes: numberOrNull(m.bytes) };
+  return {
+    role: text(m.role, "other"),
+    file: text(m.file, "unnamed file"),
+    bytes: numberOrNull(m.bytes),
+    resident: numberOrNull(m.resident_bytes),
+    nodeId: text(m.node_id, ""),
+  };
 }
 
 /** @param {Record<string, unknown>} f @returns {Fix | null} null for one with a change that can't be read: half a fix is none */
@@ -139,14 +161,4 @@ function ram(r) {
   if (typeof r.verdict !== "string" || !RAM_VERDICTS.includes(r.verdict) || typeof r.message !== "string") return null;
   const missing = (numberOrNull(r.needed_bytes) ?? 0) - (numberOrNull(r.available_bytes) ?? 0);
   return { verdict: /** @type {RamVerdict} */ (r.verdict), message: r.message, short: Math.max(0, missing) };
-}
-
-/** @param {unknown} json @returns {Record<string, unknown>[]} */
-function objects(json) {
-  return Array.isArray(json) ? json.filter(isObject) : [];
-}
-
-/** @param {unknown} json @returns {string[]} */
-function strings(json) {
-  return Array.isArray(json) ? json.filter((entry) => typeof entry === "string") : [];
 }

@@ -12,7 +12,7 @@ export class Badge {
 
   /** To be called once the front end is there. */
   connect() {
-    this.#shown = followed({ ...this.#shown });
+    this.#shown = followed("AppMode", { ...this.#shown });
   }
 
   /** @param {Reading | null} reading null: nothing is to be shown */

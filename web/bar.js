@@ -1,7 +1,7 @@
 // The bar in the top menu.
 
 import { Details, LEGEND } from "./details.js";
-import { h, icon, isOnLight, setAttribute, setText } from "./dom.js";
+import { followTheme, h, icon, markTheme, setAttribute, setText } from "./dom.js";
 import { Levels } from "./levels.js";
 import { detailsOf, readingOf } from "./reading.js";
 
@@ -42,7 +42,7 @@ export class Bar {
   #iconName = null;
   #lastCheck = "";
   #updates = 0;
-  #themeWatch = new MutationObserver(() => this.#followTheme());
+  #stopTheme = () => {};
 
   constructor() {
     this.#meter = h(
@@ -65,9 +65,7 @@ export class Bar {
 
   /** To be called once the bar stands in the page. */
   followTheme() {
-    const watched = { attributes: true, attributeFilter: ["style", "class"] };
-    for (const element of [document.documentElement, document.body]) this.#themeWatch.observe(element, watched);
-    this.#followTheme();
+    this.#stopTheme = followTheme(this.element);
   }
 
   /** @param {BarChoices} choices */
@@ -85,7 +83,7 @@ export class Bar {
     const before = this.element.dataset.level;
     if (this.#draw(reading)) {
       // the menu is mounted later than the bar is made; asking for colours at every reading would cost a layout each time
-      if (!this.element.dataset.theme) this.#followTheme();
+      if (!this.element.dataset.theme) markTheme(this.element);
       this.#updates += 1;
       this.element.dataset.updates = String(this.#updates);
       this.onReading(reading);
@@ -104,8 +102,13 @@ export class Bar {
     if (this.#details.isOpen) this.#fillDetails();
   }
 
+  /** For the ear, in the one polite place this pack has. @param {string} text */
+  say(text) {
+    setText(this.#live, text);
+  }
+
   remove() {
-    this.#themeWatch.disconnect();
+    this.#stopTheme();
     this.#details.close();
     this.element.remove();
   }
@@ -148,11 +151,6 @@ export class Bar {
     if (this.#lastCheck) sections.push({ title: `Last check before queueing: ${this.#lastCheck.replaceAll("_", " ")}`, rows: [] });
     const devices = this.#snapshot.state === "ok" ? (this.#snapshot.status?.devices ?? []) : [];
     this.#details.fill(sections, devices, this.#view.card);
-  }
-
-  #followTheme() {
-    if (!this.element.isConnected) return;
-    setAttribute(this.element, "data-theme", isOnLight(this.element) ? "light" : "dark");
   }
 }
 

@@ -27,6 +27,32 @@ export function allowOnce(body, signal) {
   return post("/v1/hardware/vram/override", body, signal);
 }
 
+/** The class of the front end's own node badges, where it has them. */
+export const nodeBadgeClass = () => window.LGraphBadge;
+
+/** Says that this page watches, or no longer does. @param {boolean} watching */
+export function postWatch(watching) {
+  return post("/v1/hardware/vram/watch", JSON.stringify({ client_id: api.clientId ?? "", watching }));
+}
+
+/** @param {"offload" | "pin" | "unpin" | "free"} action @param {number | null} key of the model; null: all of them */
+export function postAction(action, key) {
+  return post(`/v1/hardware/vram/${action}`, JSON.stringify(key === null ? {} : { key }));
+}
+
+/** What became of an action that had to wait. @param {string} id */
+export function fetchOutcome(id) {
+  return api.fetchApi(`/v1/hardware/vram/actions/${encodeURIComponent(id)}`, { cache: "no-store" });
+}
+
+/** The pack's sentences in the person's language, where its locales folder has them. @returns {Promise<unknown>} */
+export async function fetchTranslation() {
+  const language = String(setting("Comfy.Locale") ?? "en");
+  if (language === "en") return null;
+  const response = await api.fetchApi("/i18n");
+  return response.ok ? (await response.json())?.[language]?.vramHeadroom : null;
+}
+
 /** ComfyUI's own way to unload all models: done between prompts. */
 export function freeAll() {
   return post("/free", JSON.stringify({ unload_models: true, free_memory: true }));
@@ -43,9 +69,14 @@ export function onEvents(types, listener) {
   for (const type of types) api.addEventListener(type, listener);
 }
 
-/** @param {(detail: unknown) => void} listener */
-export function onExecutionError(listener) {
-  api.addEventListener("execution_error", (event) => listener(event?.detail));
+/** @param {string} type @param {(detail: unknown) => void} listener */
+export function onEvent(type, listener) {
+  api.addEventListener(type, (event) => listener(event?.detail));
+}
+
+/** Front ends without a sidebar go without the panel. @param {ComfySidebarTab} tab */
+export function registerSidebarTab(tab) {
+  app.extensionManager.registerSidebarTab?.(tab);
 }
 
 /** @param {string} id @returns {unknown} */
@@ -79,15 +110,17 @@ export function isInAppMode() {
 /**
  * An object that the front end's own parts follow: what reads it while they draw is read anew when it changes.
  * @template {object} State
+ * @param {string} name a different one for each
  * @param {State} state
  * @returns {State}
  */
-export function followed(state) {
+export function followed(name, state) {
   // a property of a reactive store comes back as a reactive object; undocumented, so a plain one must do as well
   try {
     const manager = /** @type {Record<string, any>} */ (app.extensionManager);
-    manager.__vramHeadroom = state;
-    return manager.__vramHeadroom ?? state;
+    const property = `__vramHeadroom${name}`;
+    manager[property] = state;
+    return manager[property] ?? state;
   } catch {
     return state;
   }

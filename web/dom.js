@@ -30,18 +30,18 @@ export function h(tag, attributes, ...children) {
   return element;
 }
 
+/** @param {string} tag @param {Record<string, string>} attributes @param {...Node} children */
+export function svg(tag, attributes, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 /** A decoration; what it means is always said in words as well. @param {IconName} name @param {string} className */
 export function icon(name, className) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("class", className);
-  svg.setAttribute("viewBox", "0 0 16 16");
-  svg.setAttribute("aria-hidden", "true");
-  for (const d of ICON_PATHS[name]) {
-    const path = document.createElementNS(SVG, "path");
-    path.setAttribute("d", d);
-    svg.append(path);
-  }
-  return svg;
+  const paths = ICON_PATHS[name].map((d) => svg("path", { d }));
+  return svg("svg", { class: className, viewBox: "0 0 16 16", "aria-hidden": "true" }, ...paths);
 }
 
 /** Links a style sheet that lies beside this file, once. @param {string} name */
@@ -67,6 +67,11 @@ export function setAttribute(element, name, value) {
   else element.setAttribute(name, value);
 }
 
+/** @param {HTMLElement} element @param {boolean} hidden */
+export function setHidden(element, hidden) {
+  if (element.hidden !== hidden) element.hidden = hidden;
+}
+
 /**
  * Writes into the text node that is there: replacing it would wake every observer of the page's structure.
  * @param {Element} element
@@ -76,4 +81,22 @@ export function setText(element, text) {
   const [node] = element.childNodes;
   if (element.childNodes.length !== 1 || !(node instanceof Text)) element.textContent = text;
   else if (node.data !== text) node.data = text;
+}
+
+/** Says in `data-theme` on what an element stands. @param {HTMLElement} element */
+export function markTheme(element) {
+  if (element.isConnected) setAttribute(element, "data-theme", isOnLight(element) ? "light" : "dark");
+}
+
+/**
+ * Marks the theme now, and again whenever the front end changes its colours.
+ * @param {HTMLElement} element
+ * @returns {() => void} ends it
+ */
+export function followTheme(element) {
+  const watch = new MutationObserver(() => markTheme(element));
+  const watched = { attributes: true, attributeFilter: ["style", "class"] };
+  for (const root of [document.documentElement, document.body]) watch.observe(root, watched);
+  markTheme(element);
+  return () => watch.disconnect();
 }

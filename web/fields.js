@@ -51,3 +51,13 @@ export function text(value, otherwise) {
 export function oneOf(value, allowed, otherwise) {
   return typeof value === "string" && allowed.includes(value) ? value : otherwise;
 }
+
+/** The objects of a list; what else is in it is left out. @param {unknown} value @returns {Record<string, unknown>[]} */
+export function objects(value) {
+  return Array.isArray(value) ? value.filter(isObject) : [];
+}
+
+/** The texts of a list. @param {unknown} value @returns {string[]} */
+export function strings(value) {
+  return Array.isArray(value) ? value.filter((entry) => typeof entry === "string") : [];
+}

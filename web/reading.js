@@ -1,6 +1,6 @@
 // From a snapshot to what the bar and its details show: words, shares and the level, without touching the page.
 
-import { deviceWords, gigabytes, LEVEL_WORDS, placementWords, roleWord, size, sizeOrUnknown, wholePercent } from "./text.js";
+import { deviceWords, gigabytes, levelWord, placementWords, roleWord, size, sizeOrUnknown, wholePercent } from "./text.js";
 
 /**
  * @import { Component, Device, Pipeline, Status } from "./status.js"
@@ -102,9 +102,9 @@ function cardReading(device, view, several) {
     pressure,
     label: view.shows === "used" ? "VRAM used" : "VRAM pressure",
     headline: view.shows === "used" ? `${figure} % used` : `${figure} %`,
-    word: LEVEL_WORDS[level],
+    word: levelWord(level),
     amount: [several ? `GPU ${device.index}:` : "", amount, device.stale ? "(old)" : ""].filter(Boolean).join(" "),
-    spoken: `${name}${told}, ${LEVEL_WORDS[level] || "ok"}, ${held} used${device.stale ? ", an old reading" : ""}`,
+    spoken: `${name}${told}, ${levelWord(level) || "ok"}, ${held} used${device.stale ? ", an old reading" : ""}`,
     shares: sharesOf(device),
     device,
     stale: device.stale,
@@ -135,7 +135,7 @@ function clamp(value, most) {
 
 /** @param {Device} device @param {View} view @param {boolean} several @returns {Section} */
 function deviceSection(device, view, several) {
-  const level = LEVEL_WORDS[view.level(device)];
+  const level = levelWord(view.level(device));
   const rows = [
     { label: "Pressure", value: `${wholePercent(device.pressure)} %${level ? `, ${level}` : ""}` },
     { label: "Total", value: size(device.total) },

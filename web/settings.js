@@ -12,6 +12,7 @@ export const BAR_SHOWS = "VRAMHeadroom.BarShows";
 export const CARD = "VRAMHeadroom.BarCard";
 export const WARN_AT = "VRAMHeadroom.WarnAtPercent";
 export const POLL = "VRAMHeadroom.PollSeconds";
+export const NODE_BADGES = "VRAMHeadroom.NodeBadges";
 
 const CATEGORY = "VRAM Headroom";
 
@@ -26,6 +27,7 @@ const DEFAULT_MARGIN = 0.25;
  * @property {number | "fullest"} card
  * @property {number} warnAt percent
  * @property {number} pollSeconds
+ * @property {boolean} nodeBadges
  */
 
 /**
@@ -78,6 +80,14 @@ export function settings(changed) {
       category: [CATEGORY, "Bar", "Poll"],
       sortOrder: 10,
     }),
+    watched({
+      id: NODE_BADGES,
+      name: "Badges on nodes: what they take and took",
+      tooltip: "Loaders say how much of the card they will take, samplers and VAE nodes their peak. The graph is planned a moment after it changes.",
+      type: "boolean",
+      defaultValue: true,
+      category: [CATEGORY, "Nodes", "Badges"],
+    }),
     watched({ id: CARD, name: "The card in the bar", type: "hidden", defaultValue: "fullest", category: [CATEGORY, "Bar", "Card"] }),
     watched({
       id: ASK,
@@ -117,6 +127,7 @@ export function choices(stored) {
     card: typeof card === "number" ? card : "fullest",
     warnAt: between(stored(WARN_AT), 50, 100, CRITICAL_AT),
     pollSeconds: between(stored(POLL), 1, 60, POLL_SECONDS),
+    nodeBadges: stored(NODE_BADGES) !== false,
   };
 }
 

@@ -74,6 +74,17 @@ export class StatusClient {
     else this.#schedule(0);
   }
 
+  /** The server has sent a reading by itself: the next question can wait. @param {unknown} json */
+  receive(json) {
+    if (!this.#running || this.#hidden) return;
+    try {
+      this.#publish(read(json));
+    } catch {
+      return; // what was pushed and can't be read is asked for
+    }
+    if (!this.#inFlight) this.#schedule(1000 * this.pollSeconds);
+  }
+
   /** The host's own connection dropped: said at once, without waiting for a request to fail. */
   connectionLost() {
     if (this.#running) this.#publish({ ...this.snapshot, state: "disconnected", reason: "ComfyUI does not answer" });
@@ -101,8 +112,7 @@ export class StatusClient {
     /** @type {Snapshot} */
     let next;
     try {
-      const status = await untilAborted(controller.signal, this.#read(controller.signal));
-      next = { state: status.devices.length ? "ok" : "no_gpu", status, reason: "" };
+      next = await untilAborted(controller.signal, this.#read(controller.signal));
     } catch (error) {
       next = { ...this.snapshot, ...failure(error, timedOut) };
     } finally {
@@ -116,14 +126,27 @@ export class StatusClient {
 
   /** @param {AbortSignal} signal */
   async #read(signal) {
-    return readStatus(await jsonOf(await this.#fetch(signal)));
+    return read(await jsonOf(await this.#fetch(signal)));
   }
 
   /** @param {Snapshot} snapshot */
   #publish(snapshot) {
+    if (isOlder(snapshot.status, this.snapshot.status)) snapshot = { ...snapshot, status: this.snapshot.status };
     this.snapshot = snapshot;
     this.#onChange(snapshot);
   }
+}
+
+/** An answer may be overtaken by an event. Far older is the clock of a server that was started anew. @param {Status | null} one @param {Status | null} other */
+function isOlder(one, other) {
+  const by = (other?.takenAt ?? 0) - (one?.takenAt ?? 0);
+  return typeof one?.takenAt === "number" && by > 0 && by < TIMEOUT_MS / 1000;
+}
+
+/** @param {unknown} json @returns {Snapshot} */
+function read(json) {
+  const status = readStatus(json);
+  return { state: status.devices.length ? "ok" : "no_gpu", status, reason: "" };
 }
 
 /**

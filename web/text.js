@@ -1,7 +1,10 @@
 // Numbers and words: every figure and sentence the browser side shows is made here.
 
+import { t } from "./strings.js";
+
 /**
  * @import { Fix, Phase } from "./answers.js"
+ * @import { Key } from "./strings.js"
  * @import { Component, Device } from "./status.js"
  * @import { Level } from "./levels.js"
  */
@@ -9,8 +12,8 @@
 const GIB = 2 ** 30;
 const MIB = 2 ** 20;
 
-/** What stands beside a percentage; nothing stands beside a low one. @type {Readonly<Record<Level, string>>} */
-export const LEVEL_WORDS = Object.freeze({ ok: "", high: "high", very_high: "very high", critical: "critical" });
+/** @type {Readonly<Record<Exclude<Level, "ok">, Key>>} */
+const LEVEL_KEYS = Object.freeze({ high: "level_high", very_high: "level_very_high", critical: "level_critical" });
 
 /** What a fix does to the result. @type {Readonly<Record<Fix["picture"], string>>} */
 const PICTURE_WORDS = Object.freeze({
@@ -24,14 +27,19 @@ const PICTURE_WORDS = Object.freeze({
   smaller: "a smaller picture",
 });
 
-/** @type {Readonly<Record<Component["role"], string>>} */
-const ROLE_WORDS = Object.freeze({
-  generator: "generator",
-  text_encoder: "text encoder",
-  vae: "VAE",
-  clip_vision: "CLIP vision",
-  other: "model",
+/** @type {Readonly<Record<Component["role"], Key>>} */
+const ROLE_KEYS = Object.freeze({
+  generator: "role_generator",
+  text_encoder: "role_text_encoder",
+  vae: "role_vae",
+  clip_vision: "role_clip_vision",
+  other: "role_other",
 });
+
+/** What stands beside a percentage; nothing stands beside a low one. @param {Level} level */
+export function levelWord(level) {
+  return level === "ok" ? "" : t(LEVEL_KEYS[level]);
+}
 
 /**
  * Whole percent, rounded down: 59.9 shown as 60 would contradict its green.
@@ -59,7 +67,7 @@ export function sizeOrUnknown(bytes) {
 
 /** @param {string} role */
 export function roleWord(role) {
-  return Object.hasOwn(ROLE_WORDS, role) ? ROLE_WORDS[/** @type {Component["role"]} */ (role)] : ROLE_WORDS.other;
+  return t(Object.hasOwn(ROLE_KEYS, role) ? ROLE_KEYS[/** @type {Component["role"]} */ (role)] : ROLE_KEYS.other);
 }
 
 /** Where a component is, in words. @param {Pick<Component, "placement" | "bytes" | "bytesOnCard">} component */

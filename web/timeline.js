@@ -8,7 +8,10 @@ import { size } from "./text.js";
 /** How wide a phase is drawn, as a stand-in for how long it takes: nobody knows seconds before a run. @type {Readonly<Record<string, number>>} */
 const WIDTHS = Object.freeze({ sample: 3, vae_decode: 2 });
 
-/** @typedef {{ phase: Phase, times: number, marked: boolean }} Stretch phases alike that follow each other */
+/** @typedef {{ phase: Phase, first: number, times: number, marked: boolean }} Stretch phases alike that follow each other, the first one's index */
+
+/** @param {Phase} phase */
+export const widthOf = (phase) => WIDTHS[phase.kind] ?? 1;
 
 /** @param {Answer} answer @returns {number | null} the phase the sentence is about */
 export function offender(answer) {
@@ -25,7 +28,7 @@ export function stretches(answer, marked) {
     const last = found.at(-1);
     const alike = last && look(last.phase) === look(phase);
     if (alike) last.times += 1;
-    else found.push({ phase, times: 1, marked: false });
+    else found.push({ phase, first: index, times: 1, marked: false });
     if (index === marked) /** @type {Stretch} */ (found.at(-1)).marked = true;
   }
   return found;
@@ -65,7 +68,7 @@ function bar({ phase, times, marked }, top) {
   const name = times > 1 ? `${phase.title} ×${times}` : phase.title;
   return h(
     "div",
-    { class: "vrh-phase", role: "listitem", style: `flex-grow:${WIDTHS[phase.kind] ?? 1}`, ...(marked ? { "data-offender": "true" } : {}) },
+    { class: "vrh-phase", role: "listitem", style: `flex-grow:${widthOf(phase)}`, ...(marked ? { "data-offender": "true" } : {}) },
     h("div", { class: "vrh-column", "aria-hidden": "true" }, part("short", over), part("work", needed - over), part("weights", phase.weights), ...limit),
     h("span", { class: "vrh-phase-name" }, ...(marked ? [icon("triangle", "vrh-row-icon")] : []), name),
     h("span", { class: "vrh-spoken" }, `: ${told(phase)}`),

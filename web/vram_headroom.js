@@ -3,16 +3,22 @@
 import { Accidents } from "./accidents.js";
 import { Badge } from "./badge.js";
 import { Bar } from "./bar.js";
+import { CanvasBadges } from "./canvas_badges.js";
 import * as comfy from "./comfy.js";
 import { commands, menu } from "./commands.js";
 import { Dialogs } from "./dialogs.js";
 import { addStylesheet } from "./dom.js";
+import { isObject, text } from "./fields.js";
 import { Preflight } from "./preflight.js";
 import { Remembered } from "./remembered.js";
+import { Runs } from "./run.js";
 import { keepWhatIsSaid } from "./said.js";
 import { CARD, choices, settings } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
 import { StatusClient } from "./status_client.js";
+import { translate } from "./strings.js";
 import { deviceWords, size, wholePercent } from "./text.js";
+import { Watch } from "./watch.js";
 
 /**
  * @import { Accident } from "./accidents.js"
@@ -29,8 +35,38 @@ let lastCheck = "";
 let stopPlacing = () => {};
 let isSetUp = false;
 
-const client = new StatusClient(comfy.fetchStatus, (snapshot) => bar?.show(snapshot));
+/** Who wants readings. @type {Set<"bar" | "panel">} */
+const readers = new Set();
+
+const client = new StatusClient(comfy.fetchStatus, (snapshot) => {
+  bar?.show(snapshot);
+  sidebar.show(snapshot);
+  nodeBadges.showStatus(snapshot.status);
+});
+const runs = new Runs();
+const watch = new Watch(comfy.postWatch, (status, run) => {
+  client.receive(status);
+  if (runs.report(run)) runChanged();
+});
+const sidebar = new Sidebar({
+  post: comfy.postAction,
+  outcome: comfy.fetchOutcome,
+  opened: (open) => {
+    read("panel", open);
+    watch.want("panel", open);
+  },
+  moved: () => client.refresh(),
+  hasVoice: () => bar !== null,
+  say: (told) => bar?.say(told),
+});
 const badge = new Badge();
+const nodeBadges = new CanvasBadges({
+  app: comfy.app,
+  badgeClass: comfy.nodeBadgeClass,
+  follow: (state) => comfy.followed("Nodes", state),
+  check: comfy.fetchCheck,
+  watch: (wanted) => watch.want("badges", wanted),
+});
 const accidents = new Accidents();
 const remembered = new Remembered(localStorage);
 const dialogs = new Dialogs(remembered, () => ({ ...choices(comfy.setting) }));
@@ -46,12 +82,28 @@ const preflight = new Preflight({
   autoQueueIsOn: comfy.autoQueueIsOn,
   cancelled: comfy.cancelled,
   remembered,
-  onPosted: (posted) => void ranOut(accidents.note(posted)),
+  onPosted: (posted) => {
+    void ranOut(accidents.note(posted));
+    nodeBadges.posted(posted);
+  },
   onChecked: (note) => {
     lastCheck = note;
     bar?.showCheck(note);
   },
 });
+
+/** @param {"bar" | "panel"} reader @param {boolean} reads */
+function read(reader, reads) {
+  if (reads) readers.add(reader);
+  else readers.delete(reader);
+  if (readers.size) client.start(document.hidden);
+  else client.stop();
+}
+
+function runChanged() {
+  sidebar.showRun(runs.run);
+  nodeBadges.showRun(runs.run);
+}
 
 function showBar() {
   if (bar) return;
@@ -62,11 +114,12 @@ function showBar() {
   if (lastCheck) bar.showCheck(lastCheck);
   stopPlacing = comfy.placeInMenu(bar.element);
   bar.followTheme();
-  client.start(document.hidden);
+  if (readers.size) bar.show(client.snapshot);
+  read("bar", true);
 }
 
 function hideBar() {
-  client.stop();
+  read("bar", false);
   stopPlacing();
   bar?.remove();
   bar = null;
@@ -81,10 +134,12 @@ function warn(device) {
 
 /** @param {Choices} chosen */
 function follow(chosen) {
-  client.pollSeconds = chosen.pollSeconds;
+  client.pollSeconds = sidebar.pollSeconds = chosen.pollSeconds;
+  sidebar.criticalAt = chosen.warnAt;
   if (chosen.showBar) showBar();
   else hideBar();
   bar?.choose({ shows: chosen.barShows, card: chosen.card, pollSeconds: chosen.pollSeconds, criticalAt: chosen.warnAt });
+  nodeBadges.switch(chosen.nodeBadges);
   if (chosen.ask === "off") preflight.remove();
   else preflight.install();
 }
@@ -107,6 +162,14 @@ async function ranOut(accident) {
     // without a check there is nothing to add to what ComfyUI shows itself
   }
 }
+
+/** @type {readonly [string, (detail: unknown) => boolean][]} */
+const RUN_EVENTS = Object.freeze([
+  ["vram_headroom.plan", (detail) => runs.plan(detail)],
+  ["vram_headroom.phase", (detail) => runs.phase(detail)],
+  ["vram_headroom.recovery", (detail) => runs.recovery(detail)],
+  ["progress", (detail) => runs.progress(detail)],
+]);
 
 const COMMANDS = commands({
   checkGraph: async () => {
@@ -132,6 +195,11 @@ async function told(request, summary, detail) {
   }
 }
 
+/** @param {unknown} detail of an event */
+function promptOf(detail) {
+  return isObject(detail) ? text(detail.prompt_id, "") : "";
+}
+
 comfy.registerExtension({
   name: "VRAMHeadroom",
   settings: settings(settingChanged),
@@ -142,17 +210,30 @@ comfy.registerExtension({
   get topbarBadges() {
     return badge.badges;
   },
+  nodeCreated: (node) => nodeBadges.created(node),
+  afterConfigureGraph: () => nodeBadges.changed(),
   init() {
     comfy.onEvents(MEMORY_EVENTS, () => client.refresh());
     comfy.onEvents(["reconnecting"], () => client.connectionLost());
-    comfy.onExecutionError((detail) => void ranOut(accidents.from(detail)));
-    document.addEventListener("visibilitychange", () => client.setHidden(document.hidden));
+    comfy.onEvents(["reconnected"], () => watch.reconnected());
+    comfy.onEvent("execution_error", (detail) => void ranOut(accidents.from(detail)));
+    comfy.onEvents(["graphChanged"], () => nodeBadges.changed());
+    comfy.onEvent("execution_start", (detail) => nodeBadges.started(promptOf(detail)));
+    comfy.onEvents(["execution_success", "execution_error", "execution_interrupted"], () => nodeBadges.ended(true));
+    comfy.onEvent("vram_headroom.status", (detail) => client.receive(detail));
+    for (const [type, take] of RUN_EVENTS) comfy.onEvent(type, (detail) => take(detail) && runChanged());
+    document.addEventListener("visibilitychange", () => {
+      for (const part of [client, watch, sidebar, nodeBadges]) part.setHidden(document.hidden);
+    });
   },
   setup() {
     addStylesheet("bar.css");
     addStylesheet("question.css");
     addStylesheet("said.css");
+    addStylesheet("panel.css");
     badge.connect();
+    comfy.registerSidebarTab(sidebar.tab);
+    void comfy.fetchTranslation().then(translate, () => {});
     isSetUp = true;
     follow(choices(comfy.setting));
   },

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from chromium import chromium
 from host.process import HostProcess, start_host
-from playwright.sync_api import Browser
+from panels import close_panel, open_panel, running, serve
+from playwright.sync_api import Browser, Locator
 from session import Session
 
 TEMPLATE = "text_to_video_wan"
@@ -19,8 +20,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def host() -> Iterator[HostProcess]:
-    """1 GiB: no WAN graph fits."""
+    """1 GiB: no WAN graph fits. Badges, which ask for plans by themselves, are switched on by their own tests."""
     with start_host(vram_gb=1, template="") as running:
+        running.post("/api/settings/VRAMHeadroom.NodeBadges", False)
         yield running
 
 
@@ -41,3 +43,11 @@ def session(host: HostProcess, shared: Session) -> Iterator[Session]:
     host.get("/_host/idle?timeout=30")
     host.post("/_host/others", {"bytes": 0})
     shared.end()
+
+
+@pytest.fixture
+def panel(session: Session) -> Iterator[Locator]:
+    """Open, on a card in the middle of a run."""
+    serve(session, running())
+    yield open_panel(session)
+    close_panel(session)

@@ -46,7 +46,9 @@ test("a status without its numbers is turned away", () => {
 
 test("a verdict and a sentence are enough for an answer", () => {
   const json = { verdict: "unknown", message: "Foo is not known." };
-  const rest = { card: "this card", phases: [], peakPhase: null, models: [], fixes: [], ram: null, assumptions: [], raw: json };
+  const rest = { card: "this card",
+    total: null,
+    others: 0, phases: [], peakPhase: null, models: [], fixes: [], ram: null, assumptions: [], raw: json };
   assert.deepEqual(readAnswer(json), { ...json, ...rest });
 });
 

@@ -35,6 +35,16 @@ interface ComfyBadge {
   tooltip: string;
 }
 
+interface ComfySidebarTab {
+  id: string;
+  icon: string;
+  title: string;
+  tooltip: string;
+  type: "custom";
+  render: (element: HTMLElement) => void;
+  destroy: () => void;
+}
+
 interface ComfyExtension {
   name: string;
   settings?: ComfySetting[];
@@ -44,6 +54,8 @@ interface ComfyExtension {
   readonly topbarBadges?: ComfyBadge[];
   init?: () => void;
   beforeRegisterNodeDef?: (nodeType: { prototype: any }, nodeData: { name?: string }) => void;
+  nodeCreated?: (node: GraphNode) => void;
+  afterConfigureGraph?: () => void;
   setup?: () => void;
 }
 
@@ -75,6 +87,7 @@ interface GraphLink {
 
 interface GraphWidget {
   name: string;
+  serializeValue?: unknown;
   value: unknown;
   callback?: (value: unknown, canvas: unknown, node: GraphNode) => void;
 }
@@ -89,7 +102,14 @@ interface SubgraphSlot {
   connect(slot: GraphSlot, node: GraphNode): unknown;
 }
 
+interface NodeBadge {
+  text: string;
+}
+
+type NodeBadgeClass = new (options: { text: string; fgColor: string; bgColor: string }) => NodeBadge;
+
 interface GraphNode {
+  badges?: (NodeBadge | (() => NodeBadge))[];
   id: string | number;
   pos: ArrayLike<number>;
   mode: number;
@@ -123,6 +143,7 @@ interface ComfyApp {
     setting: { get(id: string): unknown; set(id: string, value: unknown): Promise<void> };
     toast: { add(toast: ComfyToast): void };
     queueSettings?: { mode?: string };
+    registerSidebarTab?: (tab: ComfySidebarTab) => void;
     workflow?: { activeWorkflow?: Workflow | null };
   };
   menu?: { settingsGroup: { element: HTMLElement } };
@@ -130,6 +151,7 @@ interface ComfyApp {
 }
 
 interface ComfyApi {
+  clientId?: string;
   queuePrompt: Queue;
   apiURL(route: string): string;
   fetchApi(route: string, init?: RequestInit): Promise<Response>;
@@ -140,6 +162,7 @@ type PromptExecutionErrorClass = new (response: { node_errors: object }, status?
 
 interface Window {
   comfyAPI?: { api?: { PromptExecutionError?: PromptExecutionErrorClass } };
+  LGraphBadge?: NodeBadgeClass;
   LiteGraph?: { createNode(type: string): GraphNode | null };
   __COMFYUI_FRONTEND_VERSION__?: string;
 }

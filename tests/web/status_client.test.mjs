@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { POLL_SECONDS, SPACING_MS, StatusClient, TIMEOUT_MS } from "../../web/status_client.js";
-import { deviceJson, response, statusJson } from "./samples.mjs";
+import { deviceJson, GB, response, statusJson } from "./samples.mjs";
 
 const POLL_MS = 1000 * POLL_SECONDS;
 
@@ -170,5 +170,21 @@ test("stopped it asks nothing, says nothing, and can be started again", async ()
   client.start(false);
   await pass(50);
   assert.deepEqual(seen.states, ["ok"]);
+  client.stop();
+});
+
+test("a reading that was sent by itself is shown, and an older answer that comes after it is not", async () => {
+  const answers = [statusJson(deviceJson()), statusJson(deviceJson({ used_bytes: GB })), statusJson(deviceJson({ used_bytes: 2 * GB }))];
+  answers.forEach((answer, i) => (answer.taken_at = [10, 12, 11][i]));
+  const seen = [];
+  const client = new StatusClient(async () => response(answers[0]), (snapshot) => seen.push(snapshot.status.devices[0].used / GB));
+  client.receive(answers[1]);
+  assert.deepEqual(seen, [], "nobody reads");
+  client.start(false);
+  await pass(50);
+  for (const answer of [answers[1], answers[2], "no reading"]) client.receive(answer);
+  assert.deepEqual(seen, [10, 1, 1]);
+  client.receive({ ...answers[2], taken_at: 0.5 });
+  assert.equal(seen.at(-1), 2, "a server that was started anew");
   client.stop();
 });

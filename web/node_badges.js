@@ -1,0 +1,140 @@
+// Badges on the nodes of the canvas: put there as nodes are made, and brought up to date when something is known anew.
+
+import { badgeTexts, worstWithin } from "./badge_texts.js";
+
+/**
+ * @import { Known } from "./badge_texts.js"
+ *
+ * @typedef {{ text: string, colours: { fgColor: string, bgColor: string } }} Shown
+ */
+
+/** On a ground of their own, so that both themes have them readable: contrast 12:1 and 7:1. */
+const PLAIN = Object.freeze({ fgColor: "#e6e7ea", bgColor: "#2c2d31" });
+const BAD = Object.freeze({ fgColor: "#ffffff", bgColor: "#8c1d18" });
+const NOTHING = Object.freeze({ text: "", colours: PLAIN });
+
+export class NodeBadges {
+  #app;
+  #Badge;
+  #follow;
+  /** Read by every badge, so that Vue nodes draw theirs again when it changes; the same one for good, or they would follow an old one. @type {{ rev: number } | null} */
+  #state = null;
+  #on = false;
+  /** @type {WeakMap<GraphNode, () => NodeBadge>} */
+  #attached = new WeakMap();
+  /** @type {Map<GraphNode, Shown>} */
+  #shown = new Map();
+  /** @type {WeakMap<GraphNode, { shown: Shown, badge: NodeBadge }>} */
+  #made = new WeakMap();
+
+  /**
+   * @param {ComfyApp} app
+   * @param {() => NodeBadgeClass | undefined} badgeClass
+   * @param {(state: { rev: number }) => { rev: number }} follow
+   */
+  constructor(app, badgeClass, follow) {
+    this.#app = app;
+    this.#Badge = badgeClass;
+    this.#follow = follow;
+  }
+
+  /** @param {boolean} on */
+  switch(on) {
+    if (on === this.#on) return;
+    this.#on = on;
+    if (on) {
+      this.#state ??= this.#follow({ rev: 0 });
+      for (const [, node] of this.#nodes()) this.created(node);
+    } else {
+      this.#shown.clear();
+      this.#redraw();
+      // after Vue nodes have drawn themselves without: they would not notice that a badge is gone
+      requestAnimationFrame(() => requestAnimationFrame(() => this.#on || this.#detach()));
+    }
+  }
+
+  /** Vue nodes see only the badges that a node is made with. @param {GraphNode} node */
+  created(node) {
+    if (!this.#on || !this.#Badge() || !Array.isArray(node.badges) || this.#attached.has(node)) return;
+    const badge = () => this.#badge(node);
+    this.#attached.set(node, badge);
+    node.badges.push(badge);
+  }
+
+  /** @param {Known} known */
+  show(known) {
+    if (!this.#on) return;
+    const texts = badgeTexts(known);
+    /** @type {Map<GraphNode, Shown>} */
+    const next = new Map();
+    for (const [id, node] of this.#nodes()) {
+      const said = node.subgraph ? worstWithin(texts, id) : texts.get(id);
+      if (!said) continue;
+      this.created(node);
+      next.set(node, { text: said.text, colours: said.bad ? BAD : PLAIN });
+    }
+    if (same(this.#shown, next)) return;
+    this.#shown = next;
+    this.#redraw();
+  }
+
+  /** @param {GraphNode} node @returns {NodeBadge} the same one until it says something else: the canvas asks at every frame */
+  #badge(node) {
+    void this.#state?.rev;
+    const shown = this.#shown.get(node) ?? NOTHING;
+    const made = this.#made.get(node);
+    if (made?.shown === shown) return made.badge;
+    const Badge = /** @type {NodeBadgeClass} */ (this.#Badge());
+    const badge = new Badge({ text: shown.text, ...shown.colours });
+    this.#made.set(node, { shown, badge });
+    return badge;
+  }
+
+  #redraw() {
+    if (this.#state) this.#state.rev += 1;
+    this.#app.canvas?.setDirty(true, true);
+  }
+
+  #detach() {
+    for (const [, node] of this.#nodes()) {
+      const at = node.badges?.findIndex((badge) => badge === this.#attached.get(node)) ?? -1;
+      if (at >= 0) node.badges?.splice(at, 1);
+      this.#attached.delete(node);
+    }
+    this.#app.canvas?.setDirty(true, true);
+  }
+
+  /** Every node with its id in the prompt, "128:81" for one in a subgraph. @returns {Iterable<[string, GraphNode]>} */
+  #nodes() {
+    return within(this.#app.rootGraph ?? this.#app.graph, "");
+  }
+}
+
+/** @param {Graph | undefined} graph @param {string} prefix @returns {Iterable<[string, GraphNode]>} */
+function* within(graph, prefix) {
+  for (const node of graph?.nodes ?? []) {
+    const id = `${prefix}${node.id}`;
+    yield [id, node];
+    if (node.subgraph) yield* within(node.subgraph, `${id}:`);
+  }
+}
+
+/** @param {ReadonlyMap<GraphNode, Shown>} a @param {ReadonlyMap<GraphNode, Shown>} b */
+function same(a, b) {
+  if (a.size !== b.size) return false;
+  for (const [node, { text, colours }] of a) {
+    const other = b.get(node);
+    if (other?.text !== text || other.colours !== colours) return false;
+  }
+  return true;
+}
+
+/** Whether reading the canvas has no effect. Widgets that upload (a webcam, a 3D view) do so in an async serializeValue. @param {ComfyApp} app */
+export function isQuiet(app) {
+  for (const [, node] of within(app.rootGraph ?? app.graph, "")) {
+    for (const widget of node.widgets ?? []) {
+      if (typeof widget.serializeValue === "function" && widget.serializeValue.constructor.name === "AsyncFunction") return false;
+    }
+  }
+  return true;
+}
