@@ -177,7 +177,7 @@ class Lifecycle:
         if self._phases:
             phase = self._phases.get(span.shown_id)
             if phase is not None:
-                self.record.mark(span.shown_id)
+                self.record.mark(span.shown_id, span.since)
             self._note_video(span, phase)
 
     def node_ended(self, span: NodeSpan, error: BaseException | None) -> None:

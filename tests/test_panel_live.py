@@ -7,6 +7,7 @@ from chromium import chromium
 from host.process import HostProcess, start_host
 from panels import BADGES, badges, open_panel
 from playwright.sync_api import Browser, Locator, expect
+from prompts import official
 from session import Session
 
 GIB = 1 << 30
@@ -175,3 +176,16 @@ def test_actions_act_wait_and_are_refused(host: HostProcess, session: Session, p
     expect(panel.locator(".vrh-told")).to_contain_text("All idle models are off the card: 0.2 GB freed.", timeout=30_000)
     expect(panel.get_by_role("button", name="Free all: no model is on the card")).to_be_visible(timeout=30_000)
     assert [one for one in host.get("/api/v1/hardware/vram").body["loaded_models"] if one["bytes_on_card"]] == []
+
+
+def test_a_command_sends_the_text_encoder_off_the_card(host: HostProcess, session: Session, panel: Locator) -> None:
+    execute = "() => window.comfyAPI.app.app.extensionManager.command.execute('VRAMHeadroom.OffloadTextEncoder')"
+    session.page.evaluate(execute)
+    expect(session.toast("No text encoder is on the card")).to_be_visible()
+    host.post("/prompt", {"prompt": official("text_to_video_wan")})
+    host.get("/_host/idle?timeout=60")
+    before = host.get("/_host/loaded").body
+    session.page.evaluate(execute)
+    expect(session.toast("The text encoder is off the card")).to_contain_text("6.3 GB freed", timeout=30_000)
+    after = host.get("/_host/loaded").body
+    assert len(before) - len(after) == 1

@@ -121,12 +121,12 @@ class RunRecord:
             if run is not None and run.ended is None:
                 run.add(Sample(round(self._clock() - run.started, 3), nbytes), self._most)
 
-    def mark(self, node_id: str) -> None:
-        """This node starts, and it computes a phase of the plan."""
+    def mark(self, node_id: str, since: float) -> None:
+        """This node has started at `since`, by the clock of this record, and it computes a phase of the plan."""
         with self._lock:
             run = self._run
             if run is not None and run.ended is None and len(run.marks) < MOST_MARKS:
-                run.marks.append(Mark(node_id, round(self._clock() - run.started, 3)))
+                run.marks.append(Mark(node_id, round(max(0.0, since - run.started), 3)))
 
     def fail(self, node_id: str) -> None:
         """This node raised an error or was stopped, and the prompt with it."""

@@ -94,7 +94,7 @@ export class Actions {
 }
 
 /** The sentence of a refusal. @param {Response} response */
-async function messageOf(response) {
+export async function messageOf(response) {
   try {
     const body = await response.json();
     if (isObject(body) && isObject(body.error)) return text(body.error.message, `the server answered ${response.status}`);

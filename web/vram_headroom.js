@@ -8,6 +8,7 @@ import * as comfy from "./comfy.js";
 import { commands, menu } from "./commands.js";
 import { Dialogs } from "./dialogs.js";
 import { addStylesheet } from "./dom.js";
+import { offloadEncoders } from "./encoders.js";
 import { isObject, text } from "./fields.js";
 import { Preflight } from "./preflight.js";
 import { Remembered } from "./remembered.js";
@@ -180,6 +181,14 @@ const COMMANDS = commands({
       comfy.toast({ severity: "error", summary: "The graph could not be checked", detail: error instanceof Error ? error.message : String(error) });
     }
   },
+  offloadEncoders: async () => {
+    try {
+      comfy.toast(await offloadEncoders({ status: comfy.fetchStatus, post: comfy.postAction }));
+      client.refresh();
+    } catch (error) {
+      failed(error);
+    }
+  },
   freeAll: () => told(comfy.freeAll(), "ComfyUI unloads all models", "Now, or as soon as the prompt that runs has ended."),
 });
 
@@ -191,8 +200,13 @@ async function told(request, summary, detail) {
     comfy.toast({ severity: "success", summary, detail });
     client.refresh();
   } catch (error) {
-    comfy.toast({ severity: "error", summary: "That did not work", detail: error instanceof Error ? error.message : String(error) });
+    failed(error);
   }
+}
+
+/** @param {unknown} error */
+function failed(error) {
+  comfy.toast({ severity: "error", summary: "That did not work", detail: error instanceof Error ? error.message : String(error) });
 }
 
 /** @param {unknown} detail of an event */

@@ -24,7 +24,7 @@ export function files() {
         { name, ...(tooltip ? { tooltip } : {}), ...(options ? { options: Object.fromEntries(options.map(({ text }) => [text, text])) } : {}) },
       ]),
     ),
-    "commands.json": Object.fromEntries(commands({ checkGraph: nothing, freeAll: nothing }).map(({ id, label }) => [keyOf(id), { label }])),
+    "commands.json": Object.fromEntries(commands({ checkGraph: nothing, freeAll: nothing, offloadEncoders: nothing }).map(({ id, label }) => [keyOf(id), { label }])),
   };
 }
 
