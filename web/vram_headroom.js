@@ -195,6 +195,10 @@ async function told(request, summary, detail) {
   }
 }
 
+function followSight() {
+  for (const part of [client, watch, sidebar, nodeBadges]) part.setHidden(document.hidden);
+}
+
 /** @param {unknown} detail of an event */
 function promptOf(detail) {
   return isObject(detail) ? text(detail.prompt_id, "") : "";
@@ -222,9 +226,7 @@ comfy.registerExtension({
     comfy.onEvents(["execution_success", "execution_error", "execution_interrupted"], () => nodeBadges.ended(true));
     comfy.onEvent("vram_headroom.status", (detail) => client.receive(detail));
     for (const [type, take] of RUN_EVENTS) comfy.onEvent(type, (detail) => take(detail) && runChanged());
-    document.addEventListener("visibilitychange", () => {
-      for (const part of [client, watch, sidebar, nodeBadges]) part.setHidden(document.hidden);
-    });
+    document.addEventListener("visibilitychange", followSight);
   },
   setup() {
     addStylesheet("bar.css");
@@ -232,6 +234,7 @@ comfy.registerExtension({
     addStylesheet("said.css");
     addStylesheet("panel.css");
     badge.connect();
+    followSight();
     comfy.registerSidebarTab(sidebar.tab);
     void comfy.fetchTranslation().then(translate, () => {});
     isSetUp = true;
