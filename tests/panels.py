@@ -195,6 +195,9 @@ def serve(session: Session, answer: dict[str, Any], run: dict[str, Any] | None =
     """The server says this from now on, to whoever asks and whoever watches; the list of heartbeats it was sent."""
     beats: list[dict[str, Any]] = []
     page = session.page
+    # a version of its own, by which the panel is seen to show this answer and not one from before
+    session.served += 1
+    answer = {**answer, "version": f"0.1.{session.served}"}
     for path in (STATUS, WATCH):
         page.unroute(path)
     page.route(STATUS, lambda route: route.fulfill(json=answer))
@@ -217,6 +220,8 @@ def open_panel(session: Session, shows: str = "NVIDIA RTX 4070 Ti") -> Locator:
     if panel.count() == 0:
         session.page.evaluate(TOGGLE, TAB)
     expect(panel).to_contain_text(shows, timeout=20_000)
+    if session.served:
+        expect(panel.locator(".vrh-about")).to_contain_text(f"VRAM Headroom 0.1.{session.served}ComfyUI", timeout=20_000)
     return panel
 
 

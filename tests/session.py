@@ -83,6 +83,8 @@ class Session:
         self.page: Page = browser.new_page(viewport=SIZE)
         self.posted = 0
         self.checks = 0
+        self.served = 0
+        """Readings that a test has put in place of the host's (panels.py)."""
         self._fresh: dict[str, dict[str, Any]] = {}
         self.page.on("response", self._note)
         self.page.goto(url)

@@ -209,6 +209,10 @@ function failed(error) {
   comfy.toast({ severity: "error", summary: "That did not work", detail: error instanceof Error ? error.message : String(error) });
 }
 
+function followSight() {
+  for (const part of [client, watch, sidebar, nodeBadges]) part.setHidden(document.hidden);
+}
+
 /** @param {unknown} detail of an event */
 function promptOf(detail) {
   return isObject(detail) ? text(detail.prompt_id, "") : "";
@@ -236,9 +240,7 @@ comfy.registerExtension({
     comfy.onEvents(["execution_success", "execution_error", "execution_interrupted"], () => nodeBadges.ended(true));
     comfy.onEvent("vram_headroom.status", (detail) => client.receive(detail));
     for (const [type, take] of RUN_EVENTS) comfy.onEvent(type, (detail) => take(detail) && runChanged());
-    document.addEventListener("visibilitychange", () => {
-      for (const part of [client, watch, sidebar, nodeBadges]) part.setHidden(document.hidden);
-    });
+    document.addEventListener("visibilitychange", followSight);
   },
   setup() {
     addStylesheet("bar.css");
@@ -246,6 +248,7 @@ comfy.registerExtension({
     addStylesheet("said.css");
     addStylesheet("panel.css");
     badge.connect();
+    followSight();
     comfy.registerSidebarTab(sidebar.tab);
     void comfy.fetchTranslation().then(translate, () => {});
     isSetUp = true;

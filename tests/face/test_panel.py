@@ -168,7 +168,7 @@ def test_an_action_that_waits_says_for_what_until_it_is_done(session: Session, p
 def test_focus_stays_on_a_button_while_figures_change(session: Session, panel: Locator) -> None:
     focused = button(panel, "Pin WAN 2.2 low noise")
     focused.focus()
-    answer = running()
+    answer = running(taken_at=1000.5)
     answer["devices"] = [device(12.0, ours=3, others=1.1)]
     answer["pipelines"][0]["components"][0]["bytes_on_card"] = GIB
     event(session, "status", **answer)

@@ -168,14 +168,15 @@ def test_panel_run_actions_and_badges(opened: Opened) -> None:
     said.clear()
 
     # a panel in the sidebar, with what the card holds and what can be done
-    serve(session, running())
+    serve(session, running(taken_at=1000.0))
     panel = open_panel(session)
     expect(panel).to_contain_text("generator 5.6 GB")
     expect(panel).to_contain_text("42 % on the card, 3 s ago")
     page.route(re.compile("/vram/offload$"), lambda route: route.fulfill(json={"done": True, "freed_bytes": GIB}))
     panel.get_by_role("button", name="Offload sd_xl_base_1.0").click()
     expect(panel.locator(".vrh-told")).to_have_text("sd_xl_base_1.0 is off the card: 1 GB freed.")
-    event(session, "status", **running(devices=[device(24.0, ours=6)]))
+    # an answer that is on its way is older and changes nothing
+    event(session, "status", **running(taken_at=1000.5, devices=[device(24.0, ours=6)]))
     expect(panel).to_contain_text("24 GB")
 
     # a run, with its steps, its terms by keyboard, a recovery and its end
