@@ -23,6 +23,7 @@ def connect() -> Offer:
     from .lifecycle import Lifecycle
     from .pack import Pack
     from .preflight import Preflight
+    from .recovery import Recovery
     from .routes import CHECK_PATH, OVERRIDE_PATH, STATUS_PATH, Routes
 
     host = connect_host(str(Path(__file__).absolute().parent.parent))
@@ -44,6 +45,7 @@ def connect() -> Offer:
     # the plan is made anew before anything asks for it
     host.execution.watch(preflight)
     controls.Control.lifecycle = Lifecycle(pack)
+    Recovery(pack)
     return Offer(
         {**loaders.NODE_CLASSES, **controls.NODE_CLASSES, **decoding.NODE_CLASSES},
         {**loaders.NODE_NAMES, **controls.NODE_NAMES, **decoding.NODE_NAMES},

@@ -130,22 +130,21 @@ def run_with_recovery(
     operation: Callable[[], T],
     free: Callable[[Rung], int],
     on_retry: Callable[[Rung, int], None] | None = None,
-    last_resort: Callable[[], T] | None = None,
+    last_resort: Callable[[], Callable[[], T] | None] | None = None,
     refuse: Callable[[], str | None] | None = None,
 ) -> T:
     """Run `operation`; when memory runs out, climb until `free(rung)` says it freed bytes, and run it again.
 
-    A rung that frees nothing costs no retry. `on_retry(rung, freed)` is told before each retry. `last_resort` does the same work
-    in a way that takes less memory and has a price; it is the last retry, when no rung is left that frees, or no other retry.
-    `refuse`, asked once memory has run out, says why there must be no retry. When nothing is left to free, or the retries are
+    A rung that frees nothing costs no retry. `on_retry(rung, freed)` is told before each retry. Asked once memory
+    has run out: `refuse` says why there must be no retry; `last_resort` returns what does the same work with less memory, at a
+    price, if anything does: the last retry, when no rung is left that frees, or no other retry. When nothing is left to free, or the retries are
     used up, an OutOfMemoryError says what failed and what was tried. Every other error, and every interrupt, passes as it is;
     so does whatever `free`, `on_retry` and `refuse` raise.
     """
     ladder = Ladder()
     tried: list[tuple[Rung, int]] = []
     handled_by_caller = sys.exc_info()[1]
-    work = operation
-    retries = MAX_RETRIES if last_resort is None else MAX_RETRIES - 1
+    work, smaller, asked = operation, None, False
     while True:
         try:
             return work()
@@ -155,16 +154,20 @@ def run_with_recovery(
             said = describe(error)
             let_go_of_frames(error, handled_by_caller)
         # Outside the except block: as long as Python handles the error, its frames keep the tensors that filled the card.
-        refusal = refuse() if refuse is not None and ladder == Ladder() and work is operation else None
-        if refusal is not None:
-            raise OutOfMemoryError(f"{said}\nNot tried again: {refusal}.")
-        freed = _climb(ladder, free, tried) if ladder.retries < retries and work is operation else None
+        if not asked:
+            asked = True
+            refusal = refuse() if refuse is not None else None
+            if refusal is not None:
+                raise OutOfMemoryError(f"{said}\nNot tried again: {refusal}.")
+            smaller = last_resort() if last_resort is not None else None
+        spared = 0 if smaller is None else 1
+        freed = _climb(ladder, free, tried) if work is operation and ladder.retries < MAX_RETRIES - spared else None
         if freed is not None:
             ladder = ladder.after_failure(freed)
             if on_retry is not None:
                 on_retry(*tried[-1])
-        elif last_resort is not None and work is operation:
-            work = last_resort
+        elif work is operation and smaller is not None:
+            work = smaller
         else:
             raise OutOfMemoryError(_give_up_message(said, tried, ladder.retries + (work is not operation)))
 

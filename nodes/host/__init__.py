@@ -16,6 +16,7 @@ from .models import HostModels
 from .node_cache import HostNodeCache
 from .pages import dynamic_vram_is_on
 from .placement import HostPlacement
+from .sampling import HostSampling
 from .seams import SeamTable, seams_switched_off
 from .selfcheck import host_selfcheck
 from .server import HostServer
@@ -40,6 +41,7 @@ class Host:
     worker: WorkerQueue
     placement: HostPlacement
     uses: HostUses
+    sampling: HostSampling
     node_cache: HostNodeCache
     seams: SeamTable
 
@@ -78,6 +80,7 @@ def connect(folder: str) -> Host | None:
         worker=worker,
         placement=placement,
         uses=uses,
+        sampling=HostSampling(seams),
         node_cache=node_cache,
         seams=seams,
     )

@@ -47,6 +47,9 @@ PINS = Seam("choice of who leaves the card", "private", "0.8", "a pinned model s
 IDLE_QUEUE = Seam("idle queue", "private", "0.8", "what the panel asks for waits until the next node has run")
 QUEUE_WAIT = Seam("waiting queue", "private", "0.8", "what is asked for just as a prompt ends may wait until the next one")
 QUEUE_LENGTH = Seam("length of the queue", "private", "0.8", "models leave after each prompt, though another one waits")
+SAMPLING = Seam(
+    "start of a sampling", "private", "0.8", "an out-of-memory error in a step ends the prompt, and what was sampled is lost"
+)
 TILED_DECODE = Seam("tiled VAE decode", "private", "0.8", "that ComfyUI fell back to tiles is not shown")
 SUBGRAPHS = Seam("nodes that expand", "private", "0.8", "Load WAN Pipeline can't run; the single loaders can")
 PAGES = Seam(

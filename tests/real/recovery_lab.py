@@ -1,0 +1,287 @@
+"""Runs out of memory inside forwards of a real ComfyUI's WAN models, again and again, and compares what comes out.
+
+    python recovery_lab.py OUT.json MODELS FIXTURES [--case NAME ...]
+
+Run in the root of a checkout. On the CPU `FIXTURES/zz_fake_gpu` plays the card; errors are injected at every self-attention of a
+sampling, before it and after it. Writes one entry for each case, which test_real_recovery.py looks at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+parser = argparse.ArgumentParser()
+parser.add_argument("out", type=Path)
+parser.add_argument("models", type=Path)
+parser.add_argument("fixtures", type=Path)
+parser.add_argument("--case", action="append", default=[])
+OPTIONS = parser.parse_args()
+
+sys.argv = ["main.py", "--cpu"]
+os.environ["FAKE_VRAM_MB"] = "4000"
+sys.path.insert(0, str(Path.cwd()))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+importlib.import_module("comfy.options").enable_args_parsing()
+importlib.import_module("utils.install_util")  # ComfyUI's, before another module of that name is found
+folder_paths: Any = importlib.import_module("folder_paths")
+FOLDER = Path(tempfile.mkdtemp())
+for kind in ("input", "output", "temp", "user"):
+    (FOLDER / kind).mkdir()
+folder_paths.set_user_directory(str(FOLDER / "user"))
+folder_paths.set_input_directory(str(FOLDER / "input"))
+torch: Any = importlib.import_module("torch")
+server: Any = importlib.import_module("server").PromptServer(asyncio.new_event_loop())
+spec: Any = importlib.util.spec_from_file_location("zz_fake_gpu", OPTIONS.fixtures / "zz_fake_gpu" / "__init__.py")
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+importlib.import_module("nodes")
+importlib.import_module("loadpack").load_pack()
+PACK: Any = importlib.import_module("vram_headroom.nodes.controls").Control.pack
+
+sd: Any = importlib.import_module("comfy.sd")
+utils: Any = importlib.import_module("comfy.utils")
+samplers: Any = importlib.import_module("comfy.samplers")
+sample: Any = importlib.import_module("comfy.sample")
+management: Any = importlib.import_module("comfy.model_management")
+wan: Any = importlib.import_module("comfy.ldm.wan.model")
+
+STEPS = 4
+MB = 1 << 20
+
+
+def tiny(name: str = "tiny_wan21_t2v_fp16", **config: Any) -> Any:
+    """A fresh patcher on a tiny model."""
+    path = str(OPTIONS.models / "diffusion_models" / f"{name}.safetensors")
+    if not config:
+        return sd.load_diffusion_model(path)
+    state = utils.load_torch_file(path)
+    return sd.load_diffusion_model_state_dict(state, metadata={"config": json.dumps({"transformer": config})})
+
+
+def conditioning(seed: int, width: int = 4096) -> list[Any]:
+    made = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, 16, width, generator=made), {}]]
+
+
+class Injected:
+    """Counts self-attentions of every WAN block, and fails the ones it is told to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.fail_at: dict[int, int] = {}
+        """Number of a self-attention -> how often it and those after it fail."""
+        self.after = False
+        self.raised = 0
+        for found in classes():
+            self._wrap(found)
+
+    def _wrap(self, owner: Any) -> None:
+        inner = owner.forward
+
+        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.after:
+                self._due()
+            out = inner(module, *args, **kwargs)
+            if self.after:
+                self._due()
+            return out
+
+        owner.forward = forward
+
+    def _due(self) -> None:
+        number = self.count
+        left = self.fail_at.get(number, 0)
+        if left:
+            self.fail_at[number] = left - 1
+            self.raised += 1
+            filled = torch.zeros(1 << 16)
+            raise torch.OutOfMemoryError(f"CUDA out of memory (injected, {filled.numel()} numbers)")
+        self.count += 1
+
+    def arm(self, number: int = -1, times: int = 1, after: bool = False) -> None:
+        self.count, self.raised, self.after = 0, 0, after
+        self.fail_at = {} if number < 0 else {number: times}
+
+
+def classes() -> Iterator[Any]:
+    yield wan.WanSelfAttention
+    if importlib.util.find_spec("comfy.ldm.wan.ar_model"):
+        yield importlib.import_module("comfy.ldm.wan.ar_model").CausalWanSelfAttention
+
+
+INJECTED = Injected()
+
+
+class Case:
+    """One way to sample."""
+
+    def __init__(self, name: str, sampler: str = "euler", together: bool = True, frames: int = 3, repeats: bool = False) -> None:
+        """`together`: cond and uncond in one forward. `repeats`: more than one model call in a step, so steps are not counted."""
+        self.name, self.sampler, self.together, self.frames, self.repeats = name, sampler, together, frames, repeats
+        self.make: Callable[[], Any] = lambda: tiny()
+        self.run: Callable[[Any], Any] = self._sample
+        self.steps: list[int] = []
+        self.forwards = 0
+
+    def _sample(self, patcher: Any) -> Any:
+        latent = torch.zeros(1, 16, self.frames, 8, 8)
+        noise = sample.prepare_noise(latent, 7)
+        self.steps = []
+        return sample.sample(
+            patcher, noise, STEPS, 3.0, self.sampler, "simple", conditioning(1), conditioning(2), latent, callback=self._noted, seed=7
+        )
+
+    def _noted(self, step: int, denoised: Any, x: Any, total: int) -> None:
+        self.steps.append(step)
+
+
+def easycache(name: str) -> Callable[[], Any]:
+    def make() -> Any:
+        nodes: Any = importlib.import_module("comfy_extras.nodes_easycache")
+        made = getattr(nodes, f"{name}Node").execute(tiny(), 0.9, 0.0, 1.0, False)
+        return made.result[0]
+
+    return make
+
+
+def with_lora() -> Any:
+    patcher = tiny().clone()
+    weights = {key: value for key, value in patcher.model_state_dict().items() if "self_attn.q.weight" in key}
+    made = torch.Generator().manual_seed(5)
+    added = {key: ("diff", (torch.randn(value.shape, generator=made) * 0.01,)) for key, value in weights.items()}
+    assert patcher.add_patches(added, 0.7)
+    return patcher
+
+
+def context_windows() -> Any:
+    nodes: Any = importlib.import_module("comfy_extras.nodes_context_windows")
+    made = nodes.WanContextWindowsManualNode.execute(
+        tiny(),
+        context_length=9,
+        context_overlap=4,
+        context_schedule="standard_static",
+        context_stride=1,
+        closed_loop=False,
+        fuse_method="pyramid",
+        freenoise=False,
+    )
+    return made.result[0]
+
+
+def causal(case: Case) -> None:
+    case.make = lambda: tiny(causal_ar=True)
+
+    def run(patcher: Any) -> Any:
+        latent = torch.zeros(1, 16, case.frames, 8, 8)
+        noise = sample.prepare_noise(latent, 7)
+        case.steps = []
+        sigmas = samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", STEPS)
+        made = samplers.ksampler("ar_video", {"num_frame_per_block": 1})
+        return sample.sample_custom(
+            patcher, noise, 1.0, made, sigmas, conditioning(1), conditioning(2), latent, callback=case._noted, seed=7
+        )
+
+    case.run = run
+
+
+def cases() -> dict[str, Case]:
+    found = [Case("plain"), Case("one by one", together=False), Case("ancestral", "euler_ancestral"), Case("uni_pc", "uni_pc")]
+    for name in ("EasyCache", "LazyCache"):
+        one = Case(name)
+        one.make = easycache(name)
+        found.append(one)
+    lora = Case("LoRA")
+    lora.make = with_lora
+    windows = Case("context windows", frames=5)
+    windows.make = context_windows
+    found += [lora, windows]
+    if importlib.util.find_spec("comfy.ldm.wan.ar_model"):
+        found.append(Case("CausalAR", frames=2))
+        causal(found[-1])
+    return {case.name: case for case in found}
+
+
+@contextmanager
+def card(megabytes: float) -> Iterator[None]:
+    before = management.FAKE_GPU["total"]
+    management.FAKE_GPU["total"] = megabytes * MB
+    try:
+        yield
+    finally:
+        management.FAKE_GPU["total"] = before
+
+
+def outcome(case: Case, patcher: Any) -> dict[str, Any]:
+    """One sampling: the picture's bytes or the error, what was told of it, and the steps."""
+    known = len(PACK.incidents.of(""))
+    try:
+        latent, error = case.run(patcher), None
+    except Exception as failure:
+        latent, error = None, str(failure)
+    told = PACK.incidents.of("")[known:]
+    return {
+        "latent": None if latent is None else latent.numpy().tobytes(),
+        "error": error,
+        "raised": INJECTED.raised,
+        "forwards": INJECTED.count,
+        "steps": list(case.steps),
+        "kinds": [one.kind for one in told],
+        "same": all(one.same_picture for one in told),
+    }
+
+
+def swept(case: Case) -> dict[str, Any]:
+    """An error at every self-attention of the sampling, before it and after it, each in a sampling of its own."""
+    patcher = case.make()
+    seen: dict[str, Any] = {"identical": 0, "refused": 0, "wrong": [], "repeated": [], "kinds": {}}
+    with card(4000 if case.together else 1230):
+        INJECTED.arm()
+        expected = outcome(case, patcher)
+        assert expected["latent"] is not None, expected["error"]
+        again = outcome(case, patcher)
+        assert again["latent"] == expected["latent"]
+        seen["attentions"] = expected["forwards"]
+        for after in (False, True):
+            for number in range(expected["forwards"]):
+                management.unload_all_models()
+                INJECTED.arm(number, after=after)
+                found = outcome(case, patcher)
+                where = f"{number} {'after' if after else 'before'}"
+                for kind in found["kinds"]:
+                    seen["kinds"][kind] = seen["kinds"].get(kind, 0) + 1
+                if found["raised"] != 1:
+                    seen["wrong"].append(f"{where}: raised {found['raised']}")
+                elif "refused" in found["kinds"] and found["error"]:
+                    seen["refused"] += 1
+                elif found["latent"] == expected["latent"] and found["same"]:
+                    seen["identical"] += 1
+                else:
+                    seen["wrong"].append(f"{where}: {found['error'] or 'another picture'} {found['kinds']}")
+                # a step that was done and is done again would be told of twice
+                if found["steps"] != expected["steps"]:
+                    seen["repeated"].append(f"{where}: {found['steps']}")
+    return seen
+
+
+def main() -> None:
+    chosen = {name: case for name, case in cases().items() if not OPTIONS.case or name in OPTIONS.case}
+    said = {}
+    with torch.inference_mode():
+        for name, case in chosen.items():
+            said[name] = swept(case)
+    OPTIONS.out.write_text(json.dumps(said), encoding="utf-8")
+
+
+logging.disable(logging.WARNING)
+main()
