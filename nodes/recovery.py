@@ -7,15 +7,18 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from ..vram.decoding import Tiling
 from ..vram.incidents import Incident, Kind
-from ..vram.recovery import Rung, run_with_recovery
+from ..vram.recovery import Rung, describe, given_up, is_out_of_memory, let_go_of_frames, run_with_recovery, was_given_up
 from ..vram.units import say_gib
+from .host.decoding import VaeCall
 from .host.execution import PromptSpan
 from .host.freeing import free_others, halve
 from .host.latents import keep
 from .host.progress import Reached, SamplingRun
 from .host.sampling import Forward
 from .pack import Pack
+from .tiles import Tiles
 
 logger = logging.getLogger("vram_headroom")
 
@@ -36,6 +39,8 @@ class Recovery:
         self._prompt: PromptSpan | None = None
         pack.host.execution.watch(self)
         pack.host.sampling.rescue_with(self)
+        pack.host.decoder.rescue_with(self)
+        pack.host.encoders.rescue_with(self)
 
     def prompt_started(self, span: PromptSpan) -> None:
         self._prompt = span
@@ -47,9 +52,7 @@ class Recovery:
 
     def forward(self, forward: Forward) -> Any:
         attempts = Attempts(self, forward)
-        return run_with_recovery(
-            forward, attempts.free, attempts.on_retry, attempts.last_resort, refuse=attempts.refusal
-        )
+        return run_with_recovery(forward, attempts.free, attempts.on_retry, attempts.last_resort, refuse=attempts.refusal)
 
     def sampling_failed(self, run: SamplingRun, said: str) -> str:
         reached = _or_none(run.reached)
@@ -66,14 +69,14 @@ class Recovery:
     def _keep_steps(self, run: SamplingRun, reached: Reached) -> str:
         facts: dict[str, object] = {
             "made_by": "sampling",
-            "sigma_index": reached.index,
+            "sigma_index": reached.step,
             "sigma": reached.sigma,
             "seed": run.seed,
             "sampler": run.sampler,
             "steps": run.steps,
             "exact": run.exact,
         }
-        schedule = self._schedule(run, reached.index)
+        schedule = self._schedule(run, reached.step)
         if schedule is not None:
             facts |= {"resume_steps": schedule[0], "resume_start_at_step": schedule[1]}
         name = self._keep(reached.latent, facts)
@@ -82,15 +85,15 @@ class Recovery:
         if schedule is not None:
             how = f"add_noise disable, steps {schedule[0]}, start_at_step {schedule[1]}"
         else:
-            how = f"add_noise disable and start_at_step where {reached.index} of this sampler's {run.steps} steps are done"
+            how = f"add_noise disable and start_at_step where {reached.step} of this sampler's {run.steps} steps are done"
         exact = (
             "The result is the one that this run would have given, but for rounding."
             if run.exact
             else f"The result comes close to what this run would have given, and is not the same{_why(run)}."
         )
         return (
-            f"The {reached.index} steps that are done are kept in {name} (ComfyUI's input folder). To go on: Load Latent with that "
-            f"file, then KSampler (Advanced) with {how}, and all else as it was. {exact}"
+            f"The {reached.step} steps that are done are kept in {name} (ComfyUI's input folder). To go on: Load Latent with "
+            f"that file, then KSampler (Advanced) with {how}, and all else as it was. {exact}"
         )
 
     def _schedule(self, run: SamplingRun, index: int) -> tuple[int, int] | None:
@@ -117,6 +120,73 @@ class Recovery:
         found = prompt.get(self._ids()[1]) if isinstance(prompt, dict) else None
         return found if isinstance(found, dict) else {}
 
+    # encoders and VAEs
+
+    def encoder(self, call: Callable[[], Any], patcher: Any) -> Any:
+        stage = Stage(self, patcher, "encoding")
+        try:
+            return run_with_recovery(call, stage.free, stage.on_retry)
+        except Exception as error:
+            if not was_given_up(error):
+                raise
+            said = str(error)
+        raise given_up(self._gave_up(f"Memory ran out in an encoder: {said}"))
+
+    def vae(self, call: VaeCall) -> Any:
+        what = "decoding" if call.way == "decode" else "encoding"
+        stage = Stage(self, call.vae.patcher, what)
+        try:
+            return run_with_recovery(call.first, stage.free, stage.on_retry, lambda: self._smaller_tiles(call, what))
+        except Exception as error:
+            if not was_given_up(error):
+                raise
+            said = str(error)
+        kept = self._keep_undecoded(call) if call.way == "decode" else ""
+        raise given_up(self._gave_up(f"Memory ran out {what}: {said}{kept}"))
+
+    def _smaller_tiles(self, call: VaeCall, what: str) -> Callable[[], Any] | None:
+        """From the largest that fit to the smallest there are; None for what is no video."""
+        if call.latent is None and call.video is None:
+            return None
+        tiles = Tiles(self._pack, call.vae)
+
+        def smaller() -> Any:
+            room = tiles.room() or 0
+            if call.latent is not None:
+                wanted = tiles.of_decode(call.latent, room)
+            elif call.video is not None:
+                wanted = tiles.of_encode(call.video, room)
+            else:
+                raise given_up(f"{what} has no tiles")
+            said = ""
+            for attempt, tiling in enumerate(wanted, start=1):
+                self.throw_if_interrupted()
+                done, said = _tried(call.in_tiles, tiling)
+                if not said:
+                    self._say_tiles(what, tiling, attempt)
+                    return done
+                logger.warning("%s in tiles of %d px and %d frames does not fit", what, tiling.size, tiling.frames)
+                self._pack.host.decoder.empty_cache()
+            raise given_up(f"{said}\nNot even the smallest tiles fit.")
+
+        return smaller
+
+    def _say_tiles(self, what: str, tiling: Tiling, attempt: int) -> None:
+        message = (
+            f"memory ran out {what}: done in tiles of {tiling.size} px, {tiling.frames} frames at a time, which are blended at "
+            "their edges"
+        )
+        self.record("tiles", message, attempt, same=False)
+
+    def _keep_undecoded(self, call: VaeCall) -> str:
+        name = self._keep(call.given, {"made_by": "decode"})
+        if name is None:
+            return "\nIt is set that no latents are kept."
+        return (
+            f"\nThe latent is kept as it was in {name} (ComfyUI's input folder). To go on: Load Latent with that file, then a "
+            "VAE decode, in smaller tiles or on a machine with more memory."
+        )
+
     # what is freed
 
     def free(self, rung: Rung, key: int, patcher: Any) -> int:
@@ -136,7 +206,9 @@ class Recovery:
 
     # what is told
 
-    def record(self, kind: Kind, message: str, attempt: int = 0, freed: int = 0, same: bool = True, file: str | None = None) -> None:
+    def record(
+        self, kind: Kind, message: str, attempt: int = 0, freed: int = 0, same: bool = True, file: str | None = None
+    ) -> None:
         prompt_id, node_id = self._ids()
         moment = self._pack.monitor.now()
         self._pack.incidents.record(Incident(prompt_id, node_id, kind, attempt, moment, freed, same, message, file))
@@ -167,6 +239,35 @@ class Recovery:
     def _ids(self) -> tuple[str, str]:
         running = self._pack.host.execution.running
         return (running.prompt_id, running.node_id or "") if running else ("", "")
+
+
+class Stage:
+    """A call of an encoder or a VAE: everything else leaves, what is pinned at last."""
+
+    def __init__(self, recovery: Recovery, patcher: Any, what: str) -> None:
+        self._recovery = recovery
+        self._patcher = patcher
+        self._what = what
+        self._count = 0
+        self._freed = 0
+
+    def free(self, rung: Rung) -> int:
+        self._recovery.throw_if_interrupted()
+        # half of a VAE or of an encoder is not worth what streaming it takes, and its host loads it anew for each call
+        if rung is Rung.PART_OF_GENERATOR:
+            return 0
+        self._freed += self._recovery.free(rung, id(self._patcher.model), self._patcher)
+        if rung in WITHOUT_PRICE and rung is not WITHOUT_PRICE[-1]:
+            return 0
+        freed, self._freed = self._freed, 0
+        return freed
+
+    def on_retry(self, rung: Rung, freed: int) -> None:
+        self._count += 1
+        what = "what was idle" if rung in WITHOUT_PRICE else rung.words
+        message = f"memory ran out {self._what}; freed {what} ({say_gib(freed)}) and try again"
+        self._recovery.record("retry", message, self._count, freed)
+        self._recovery.throw_if_interrupted()
 
 
 class Attempts:
@@ -209,7 +310,7 @@ class Attempts:
         self._recovery.throw_if_interrupted()
 
     def last_resort(self) -> Callable[[], Any] | None:
-        """Less at once, and not the same to the last bit: cond and uncond in turn, and of a model with a LoRA a part streams."""
+        """Less at once, not the same to the last bit: cond and uncond in turn, and of a model with a LoRA a part streams."""
         in_turn = self._forward.in_turn()
         streams = self._forward.is_patched and self._forward.can_shrink
         if in_turn is None and not streams:
@@ -231,10 +332,24 @@ class Attempts:
         return self._forward.can_shrink and not self._forward.is_patched
 
 
+def _tried(call: Callable[[Tiling], T], tiling: Tiling) -> tuple[T | None, str]:
+    """What came of it, and the error's own words where memory ran out; its frames are let go of."""
+    try:
+        return call(tiling), ""
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = describe(error)
+        let_go_of_frames(error)
+    return None, said
+
+
 def _why(run: SamplingRun) -> str:
     if run.masked:
         return ": a file holds no noise mask, so set it again"
-    return ": the cache of steps starts anew" if run.cached else f": {run.sampler} looks back at earlier steps or draws new noise"
+    return (
+        ": the cache of steps starts anew" if run.cached else f": {run.sampler} looks back at earlier steps or draws new noise"
+    )
 
 
 def _or_none(call: Callable[[], T]) -> T | None:

@@ -291,7 +291,7 @@ def test_a_last_resort_that_fails_is_the_end(freeing: dict[str, int], words: str
 
 def test_what_is_refused_is_neither_freed_for_nor_tried_again_and_says_why() -> None:
     work, smaller, free = Work(9), Work(0), Freeing(**EVERYTHING)
-    with pytest.raises(OutOfMemoryError, match="(?s)CUDA out of memory.*Not tried again: it keeps state of its own"):
+    with pytest.raises(OutOfMemoryError, match=r"(?s)CUDA out of memory.*Not tried again: it keeps state of its own"):
         run_with_recovery(work, free, last_resort=lambda: smaller, refuse=lambda: "it keeps state of its own")
     assert (work.calls, smaller.calls, free.asked) == (1, 0, [])
 

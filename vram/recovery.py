@@ -72,6 +72,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY_TEXT.search(str(error)) is not None
 
 
+def given_up(message: str) -> RuntimeError:
+    """An OutOfMemoryError to raise where everything was tried: whoever is further out need not begin again."""
+    error = OutOfMemoryError(message)
+    error.__dict__["vram_headroom_gave_up"] = True
+    return error
+
+
+def was_given_up(error: BaseException) -> bool:
+    """Whether it is one of `given_up`."""
+    return bool(getattr(error, "vram_headroom_gave_up", False))
+
+
 class Rung(IntEnum):
     """What to give up, the cheapest to bring back first. Each frees more than the one before."""
 
@@ -135,11 +147,11 @@ def run_with_recovery(
 ) -> T:
     """Run `operation`; when memory runs out, climb until `free(rung)` says it freed bytes, and run it again.
 
-    A rung that frees nothing costs no retry. `on_retry(rung, freed)` is told before each retry. Asked once memory
-    has run out: `refuse` says why there must be no retry; `last_resort` returns what does the same work with less memory, at a
-    price, if anything does: the last retry, when no rung is left that frees, or no other retry. When nothing is left to free, or the retries are
-    used up, an OutOfMemoryError says what failed and what was tried. Every other error, and every interrupt, passes as it is;
-    so does whatever `free`, `on_retry` and `refuse` raise.
+    A rung that frees nothing costs no retry. `on_retry(rung, freed)` is told before each retry. Asked once memory has run out:
+    `refuse` says why there must be no retry; `last_resort` returns what does the same work with less memory, at a price, if
+    anything does: the last retry, when no rung is left that frees, or no other retry. When nothing is left to free, or the
+    retries are used up, an OutOfMemoryError (`was_given_up`) says what failed and what was tried. Every other error, and every
+    interrupt, passes as it is; so does whatever `free`, `on_retry` and `refuse` raise.
     """
     ladder = Ladder()
     tried: list[tuple[Rung, int]] = []
@@ -149,7 +161,7 @@ def run_with_recovery(
         try:
             return work()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or was_given_up(error):
                 raise
             said = describe(error)
             let_go_of_frames(error, handled_by_caller)
@@ -158,7 +170,7 @@ def run_with_recovery(
             asked = True
             refusal = refuse() if refuse is not None else None
             if refusal is not None:
-                raise OutOfMemoryError(f"{said}\nNot tried again: {refusal}.")
+                raise given_up(f"{said}\nNot tried again: {refusal}.")
             smaller = last_resort() if last_resort is not None else None
         spared = 0 if smaller is None else 1
         freed = _climb(ladder, free, tried) if work is operation and ladder.retries < MAX_RETRIES - spared else None
@@ -169,7 +181,7 @@ def run_with_recovery(
         elif work is operation and smaller is not None:
             work = smaller
         else:
-            raise OutOfMemoryError(_give_up_message(said, tried, ladder.retries + (work is not operation)))
+            raise given_up(_give_up_message(said, tried, ladder.retries + (work is not operation)))
 
 
 def _climb(ladder: Ladder, free: Callable[[Rung], int], tried: list[tuple[Rung, int]]) -> Rung | None:

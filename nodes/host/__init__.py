@@ -9,6 +9,7 @@ from ...vram.selfcheck import Checker
 from .backend import read_backend
 from .decoding import HostDecoder
 from .detection import HostDetector
+from .encoders import HostEncoders
 from .execution import HostExecution
 from .files import HostFiles
 from .media import HostMedia
@@ -42,6 +43,7 @@ class Host:
     placement: HostPlacement
     uses: HostUses
     sampling: HostSampling
+    encoders: HostEncoders
     node_cache: HostNodeCache
     seams: SeamTable
 
@@ -81,6 +83,7 @@ def connect(folder: str) -> Host | None:
         placement=placement,
         uses=uses,
         sampling=HostSampling(seams),
+        encoders=HostEncoders(seams),
         node_cache=node_cache,
         seams=seams,
     )

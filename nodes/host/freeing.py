@@ -30,7 +30,7 @@ def free_others(stay: Collection[int], device: Any, models: LoadedList) -> int:
 
 
 def halve(patcher: Any, models: LoadedList) -> int:
-    """Send half of what a legacy model has on its card off it; the rest of its weights then streams. Returns the bytes freed."""
+    """Send half of what a legacy model has on its card off it; the rest of its weights then streams. Returns bytes freed."""
     handle = ComfyModelHandle(patcher, models)
     there = int(patcher.loaded_size())
     return 0 if is_dynamic(patcher) or there <= 0 else handle.unload((there + 1) // 2)

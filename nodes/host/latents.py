@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import comfy.utils
 import folder_paths
@@ -93,12 +93,11 @@ def _plain(text: str) -> str:
 
 def _without_metadata() -> bool:
     """Started with --disable-metadata: no graph goes into files."""
-    args: Any = getattr(importlib.import_module("comfy.cli_args"), "args", None) if _has_arguments() else None
+    try:
+        args = importlib.import_module("comfy.cli_args").args
+    except (ImportError, AttributeError):
+        return False
     return bool(getattr(args, "disable_metadata", False))
-
-
-def _has_arguments() -> bool:
-    return importlib.util.find_spec("comfy.cli_args") is not None
 
 
 def _as_json(prompt: object) -> str:

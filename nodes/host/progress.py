@@ -37,8 +37,9 @@ ONE_CALL: Final = frozenset(
         "unipc_bh2",
     }
 )
-"""Samplers (comfy/k_diffusion/sampling.py, comfy/extra_samplers/uni_pc.py, 0.33) that call the model once in a step, at its sigma:
-what they call it with is the latent that the steps before have left. Others are known by what they tell their callback."""
+"""Samplers (comfy/k_diffusion/sampling.py, comfy/extra_samplers/uni_pc.py, 0.33) that call the model once in a step, at its
+sigma: what they call it with is the latent that the steps before have left. Others are known by what they tell a
+callback."""
 
 EXACT: Final = frozenset({"euler"})
 """A step of these depends on nothing but the latent."""
@@ -47,7 +48,7 @@ EXACT: Final = frozenset({"euler"})
 class Reached(NamedTuple):
     """Where a sampling stood."""
 
-    index: int
+    step: int
     """Of the sigma, in those this sampling was given: so many of its steps are done."""
     sigma: float
     latent: torch.Tensor

@@ -11,7 +11,7 @@ import comfy.model_management as model_management
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...vram.recovery import describe, is_out_of_memory, let_go_of_frames
+from ...vram.recovery import describe, given_up, is_out_of_memory, let_go_of_frames, was_given_up
 from .progress import SamplingRun
 from .seams import SAMPLING, SeamTable
 from .splitting import Call, one_at_a_time
@@ -171,16 +171,16 @@ class HostSampling:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            said = str(error) if isinstance(error, torch.OutOfMemoryError) and str(error) else describe(error)
+            said = str(error) if was_given_up(error) else describe(error)
             let_go_of_frames(error)
         finally:
             self._runs.remove(run)
-        raise torch.OutOfMemoryError(self._rescuer.sampling_failed(run, said))
+        raise given_up(self._rescuer.sampling_failed(run, said))
 
 
 def _let_go_of_casts(model: Any) -> None:
-    """Weights that were fetched ahead of a layer that never ran stay on their module, with their pages pinned, until the node has
-    ended (0.33, execution.py:546). A forward that is run again would take them for fresh."""
+    """Weights that were fetched ahead of a layer that never ran stay on their module, with their pages pinned, until the node
+    has ended (0.33, execution.py:546). A forward that is run again would take them for fresh."""
     prefetch = _module("comfy.model_prefetch")
     clean_queues = getattr(prefetch, "cleanup_prefetch_queues", None)
     clean_modules = getattr(prefetch, "cleanup_prefetched_modules", None)

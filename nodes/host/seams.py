@@ -51,6 +51,14 @@ SAMPLING = Seam(
     "start of a sampling", "private", "0.8", "an out-of-memory error in a step ends the prompt, and what was sampled is lost"
 )
 TILED_DECODE = Seam("tiled VAE decode", "private", "0.8", "that ComfyUI fell back to tiles is not shown")
+TILED_ENCODE = Seam("tiled VAE encode", "private", "0.8", "when memory runs out in a VAE, ComfyUI turns to tiles at once")
+VAE_CALLS = Seam(
+    "decode and encode of VAEs",
+    "private",
+    "0.8",
+    "when memory runs out in a VAE, ComfyUI turns to tiles at once, and a latent that can't be decoded is lost",
+)
+ENCODERS = Seam("text and vision encoders", "private", "0.8", "an out-of-memory error in an encoder ends the prompt")
 SUBGRAPHS = Seam("nodes that expand", "private", "0.8", "Load WAN Pipeline can't run; the single loaders can")
 PAGES = Seam(
     "pages of DynamicVRAM", "private", "0.16", "elastic models can't be kept on the card, and count as another program's"

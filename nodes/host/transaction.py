@@ -14,8 +14,8 @@ from .pages import is_dynamic
 HOLDERS: Final = frozenset(
     {("comfy_extras.nodes_easycache", "EasyCacheHolder"), ("comfy_extras.nodes_easycache", "LazyCacheHolder")}
 )
-"""Objects in the options of a forward whose attributes, and nothing else, change in it (comfy_extras/nodes_easycache.py, 0.8 and
-0.33). EasyCache sets its sum of changes to zero before the forward, so one that only runs again skips the step."""
+"""Objects in the options of a forward whose attributes, and nothing else, change in it (comfy_extras/nodes_easycache.py, 0.8
+and 0.33). EasyCache sets its sum of changes to zero before the forward, so one that only runs again skips the step."""
 
 STATELESS: Final = frozenset({("comfy.context_windows", "IndexListContextWindow")})
 """Objects in the options that no forward of WAN's changes."""
@@ -106,7 +106,7 @@ def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
-def _generators(device: torch.device | None) -> Iterator[tuple[Callable[[torch.Tensor], None], torch.Tensor]]:
+def _generators(device: torch.device | None) -> Iterator[tuple[Callable[[Any], object], Any]]:
     """How to set each generator that a forward may draw from, and its state. Reading one waits for nothing on the card."""
     yield torch.set_rng_state, torch.get_rng_state()
     if device is None or device.type == "cpu":
