@@ -43,32 +43,23 @@ class VAEDecode(Control):
         room = tiles.room()
         least, most = tiles.whole_needs(latent)
         done = self._whole(vae, samples) if room is None or least <= room else None
+        # what could be had when the decode was tried need not be there any more
+        room = tiles.room() or 0
+        why = f"blended at their edges: whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
         if done is None:
-            # what could be had when the decode was tried need not be there any more
-            room = tiles.room() or 0
             pixels, size, frames = self._in_tiles(tiles, latent, vae, samples, room)
-            said = (
-                f"decoded in tiles of {size} px, {frames} frames at a time, blended at their edges: "
-                f"whole it needs {say_gib(most)}, and {say_gib(room)} can be had"
-            )
-            return self.said(said, pixels)
-        pixels, said = done
-        return self.said(said, pixels)
+            return self.said(f"decoded in tiles of {size} px, {frames} frames at a time, {why}", pixels)
+        pixels, size = done
+        return self.said("decoded whole" if size is None else f"decoded in tiles of {size} px, {why}", pixels)
 
-    def _whole(self, vae: Any, samples: Any) -> tuple[Any, str] | None:
-        """The frames and what was done; None where memory ran out, in the tiles as well that ComfyUI then turns to."""
+    def _whole(self, vae: Any, samples: Any) -> tuple[Any, int | None] | None:
+        """The frames, and the pixels of the tiles that it had to be; None where memory ran out in those as well."""
         try:
-            pixels, fallback = self.pack.host.decoder.whole(vae, samples)
+            return self.pack.host.decoder.whole(vae, samples)
         except Exception as error:
             if not is_out_of_memory(error) or was_given_up(error):
                 raise
             logger.warning("memory ran out decoding the latent whole: %s", error)
-        else:
-            if fallback is None:
-                return pixels, "decoded whole"
-            return pixels, (
-                f"memory ran out decoding it whole: decoded in tiles of {fallback} px, which are blended at their edges"
-            )
         self.pack.host.decoder.empty_cache()
         return None
 
