@@ -79,9 +79,9 @@ class Recovery:
         schedule = self._schedule(run, reached.step)
         if schedule is not None:
             facts |= {"resume_steps": schedule[0], "resume_start_at_step": schedule[1]}
-        name = self._keep(reached.latent, facts)
+        name, why_not = self._keep(reached.latent, facts)
         if name is None:
-            return "It is set that no latents are kept."
+            return why_not
         if schedule is not None:
             how = f"add_noise disable, steps {schedule[0]}, start_at_step {schedule[1]}"
         else:
@@ -179,9 +179,9 @@ class Recovery:
         self.record("tiles", message, attempt, same=False)
 
     def _keep_undecoded(self, call: VaeCall) -> str:
-        name = self._keep(call.given, {"made_by": "decode"})
+        name, why_not = self._keep(call.given, {"made_by": "decode"})
         if name is None:
-            return "\nIt is set that no latents are kept."
+            return f"\n{why_not}"
         return (
             f"\nThe latent is kept as it was in {name} (ComfyUI's input folder). To go on: Load Latent with that file, then a "
             "VAE decode, in smaller tiles or on a machine with more memory."
@@ -218,16 +218,17 @@ class Recovery:
     def throw_if_interrupted(self) -> None:
         self._pack.host.sampling.throw_if_interrupted()
 
-    def _keep(self, latent: Any, facts: dict[str, object]) -> str | None:
+    def _keep(self, latent: Any, facts: dict[str, object]) -> tuple[str | None, str]:
+        """The file's name, and else why there is none."""
         prompt_id, node_id = self._ids()
         try:
             name = keep(latent, prompt_id, node_id, {"prompt_id": prompt_id, "node_id": node_id, **facts}, self._graph())
         except OSError as error:
-            self.record("refused", f"the latent could not be kept: {error}")
-            return None
-        if name is not None:
-            self.record("kept", f"the latent is kept in {name}, which Load Latent lists", file=name)
-        return name
+            return None, f"The latent could not be kept: {error}"
+        if name is None:
+            return None, "It is set that no latents are kept."
+        self.record("kept", f"the latent is kept in {name}, which Load Latent lists", file=name)
+        return name, ""
 
     def _graph(self) -> object:
         return self._prompt.prompt if self._prompt else None

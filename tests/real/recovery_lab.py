@@ -241,9 +241,9 @@ class Foreign:
         self.calls += 1
         return apply(given["input"], given["timestep"], **given["c"])
 
-    def patch(self, q: Any, k: Any, v: Any, **rest: Any) -> Any:
+    def patch(self, given: Any, *rest: Any) -> Any:
         self.calls += 1
-        return {"q": q, "k": k, "v": v, **rest}
+        return given
 
 
 def foreign(how: str) -> Callable[[], Any]:
@@ -254,7 +254,7 @@ def foreign(how: str) -> Callable[[], Any]:
         elif how == "model_function":
             patcher.set_model_unet_function_wrapper(other.function)
         elif how == "patch":
-            patcher.set_model_attn1_patch(other.patch)
+            patcher.set_model_patch(other.patch, "attn1_patch")
         elif how == "cuda graphs":
             patcher.model_options["torch_compile_kwargs"] = {"mode": "reduce-overhead"}
         elif how == "options":
@@ -346,7 +346,7 @@ def main() -> None:
     with torch.inference_mode():
         for name, case in chosen.items():
             said[name] = swept(case)
-    OPTIONS.out.write_text(json.dumps(said), encoding="utf-8")
+            OPTIONS.out.write_text(json.dumps(said), encoding="utf-8")
 
 
 logging.disable(logging.WARNING)

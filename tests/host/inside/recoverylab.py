@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from comfy import model_management, samplers, sd
 from comfy.context_windows import ContextHandler
 from comfy.model_patcher import CoreModelPatcher
 from comfy_extras import nodes_easycache
+from host.lab import Prompt, node, text_to_video, with_inputs
 from standin.faults import Fault, faults
 from standin.models import TEXT_WIDTH, ModelFile, WAN21_CausalAR, build
 
@@ -220,3 +222,89 @@ def naive() -> None:
     """A forward is only run again, with nothing put back: the failing example."""
     transaction: Any = importlib.import_module("vram_headroom.nodes.host.transaction")
     transaction.Snapshot.restore = lambda self: None
+
+
+class Prompts(Lab):
+    """The same, and an executor that runs graphs."""
+
+    def __init__(self, base: Path, server: Any) -> None:
+        super().__init__(base)
+        execution: Any = importlib.import_module("execution")
+        self.executor = execution.PromptExecutor(server)
+        self.base = base
+
+    def run(self, prompt: Prompt, prompt_id: str, *wanted: Fault) -> dict[str, Any]:
+        """One prompt in which memory runs out as `wanted`."""
+        self.told.clear()
+        faults.ask(*wanted)
+        targets = [key for key, value in prompt.items() if value["class_type"] in ("SaveLatent", "PreviewImage")]
+        try:
+            self.executor.execute(prompt, prompt_id, {}, targets)
+            ok = self.executor.success
+        except model_management.InterruptProcessingException:
+            ok = False
+        messages = dict(self.executor.status_messages)
+        return {
+            "ok": ok,
+            "message": messages.get("execution_error", {}).get("exception_message", ""),
+            "type": messages.get("execution_error", {}).get("exception_type", ""),
+            "interrupted": "execution_interrupted" in messages,
+            "told": [one._asdict() for one in self.told],
+            "kinds": [one.kind for one in self.told],
+            "raised": faults.raised,
+            "counts": {name: faults.count(name) for name in WHERE},
+            "loaded": [model.name for model in self.pack.host.models.loaded() if model.bytes_on_card],
+            "latents": self.saved(),
+        }
+
+    def saved(self) -> list[str]:
+        return sorted(path.name for path in (self.base / "input").glob("*.latent"))
+
+    def forget(self) -> None:
+        """Nothing cached, nothing loaded."""
+        self.executor.reset()
+        model_management.unload_all_models()
+
+    def newest(self) -> torch.Tensor:
+        """What Save Latent wrote last."""
+        path = max((self.base / "output").rglob("*.latent"), key=lambda found: found.stat().st_mtime_ns)
+        return load_latent(path)
+
+
+WHERE = ("attention", "decode", "decode tile", "encode", "encode tile", "text encoder", "vision")
+
+
+def load_latent(path: Path) -> torch.Tensor:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = bytearray(file.read(header["latent_tensor"]["data_offsets"][1]))
+    return torch.frombuffer(data, dtype=torch.float32).reshape(header["latent_tensor"]["shape"])
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+
+
+def graph(steps: int = 5, sampler_name: str = "euler", side: int = 64, length: int = 5, **sampler: Any) -> Prompt:
+    """A video whose latent is saved and decoded."""
+    video = text_to_video(steps=steps, width=side, height=side, length=length)
+    prompt = with_inputs(video, "8", sampler_name=sampler_name, **sampler)
+    return {**prompt, "20": node("SaveLatent", samples=["8", 0], filename_prefix="latents/it")}
+
+
+def resumed(prompt: Prompt, name: str, steps: int, start: int) -> Prompt:
+    """As the message says: the kept latent through KSampler (Advanced)."""
+    inputs = {key: prompt["8"]["inputs"][key] for key in ("model", "positive", "negative", "cfg", "sampler_name", "scheduler")}
+    going_on = node(
+        "KSamplerAdvanced",
+        **inputs,
+        add_noise="disable",
+        noise_seed=1,
+        steps=steps,
+        latent_image=["30", 0],
+        start_at_step=start,
+        end_at_step=10000,
+        return_with_leftover_noise="disable",
+    )
+    return {**prompt, "8": going_on, "30": node("LoadLatent", latent=name)}
