@@ -56,7 +56,10 @@ expected = lab.newest()
 lab.forget()
 going_on = lab.run(resumed(graph(), {name!r}, {steps}, {start}), "resumed")
 found = lab.newest()
-answer([whole["ok"], going_on["ok"], choices, float((found - expected).abs().max()), going_on["counts"]["attention"]])
+half = lab.run(begun(graph(), {start}), "half")
+same = torch.equal(lab.newest(), load_latent(base / "input" / {name!r}))
+difference = float((found - expected).abs().max())
+answer([whole["ok"], going_on["ok"], half["ok"] and same, choices, difference, going_on["counts"]["attention"]])
 """
 
 
@@ -111,9 +114,10 @@ def test_after_a_restart_load_latent_lists_it_and_euler_goes_on_to_the_same_late
 ) -> None:
     name, steps, start = resume_of(sampling["four"]["message"])
     script = RESTARTED.format(name=name, steps=steps, start=start)
-    whole, resumed, choices, difference, attentions = ask_inside(LAB + script, base, served=True)
+    whole, resumed, same, choices, difference, attentions = ask_inside(LAB + script, base, served=True)
     assert (whole, resumed) == (True, True)
     assert name in choices
+    assert same is True, "KSampler (Advanced) returns the very same with leftover noise"
     assert difference <= 1e-5
     # three of five steps, two blocks
     assert attentions == 6

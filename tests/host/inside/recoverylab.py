@@ -35,7 +35,7 @@ class Case:
     def __init__(self, sampler: str = "euler", frames: int = 3, around: Callable[[Any], Any] | None = None) -> None:
         self.sampler, self.frames = sampler, frames
         self.around = around or (lambda patcher: patcher)
-        self.tokens = (8, 8)
+        self.tokens: tuple[int, int] = (8, 8)
         """Of cond and uncond; of different lengths they are never in one forward."""
         self.alone = False
         """No other model is on the card, so that only the running one can give anything."""
@@ -291,6 +291,14 @@ def graph(steps: int = 5, sampler_name: str = "euler", side: int = 64, length: i
     video = text_to_video(steps=steps, width=side, height=side, length=length)
     prompt = with_inputs(video, "8", sampler_name=sampler_name, **sampler)
     return {**prompt, "20": node("SaveLatent", samples=["8", 0], filename_prefix="latents/it")}
+
+
+def begun(prompt: Prompt, end: int) -> Prompt:
+    """The first steps only, as ComfyUI itself returns them with leftover noise."""
+    half = resumed(prompt, "", prompt["8"]["inputs"]["steps"], 0)
+    del half["30"]
+    more = {"add_noise": "enable", "end_at_step": end, "return_with_leftover_noise": "enable"}
+    return with_inputs(half, "8", latent_image=["6", 0], **more)
 
 
 def resumed(prompt: Prompt, name: str, steps: int, start: int) -> Prompt:
