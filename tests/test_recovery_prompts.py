@@ -311,3 +311,96 @@ def test_the_oldest_kept_latents_make_room_and_nobody_elses_do(tmp_path: Path) -
     assert disk["message"].startswith("Memory ran out in step 3 of 5: CUDA out of memory")
     assert "No space left on device" in disk["message"]
     assert left == alone
+
+
+HUNDRED = """
+import gc, os, random, threading
+import psutil
+from standin.card import card
+import standin.settings as settings
+chosen, process = random.Random(4), psutil.Process(os.getpid())
+gc.unfreeze()
+seen, ended, kinds = [], [], set()
+offloader = lab.pack.offloader
+ours = {"UNETLoader": "LoadDiffusionModel", "CLIPLoader": "LoadTextEncoder", "VAELoader": "LoadVAE"}
+files = [path.name for path in (base / "models" / "diffusion_models").iterdir() if "t2v" in path.name]
+for number in range(100):
+    card().set_others(16 * 2**30 - chosen.choice([1, 2, 4, 16]) * 2**30)
+    prompt = with_inputs(graph(steps=3, seed=number), "4", text=f"prompt {number}")
+    prompt = with_inputs(prompt, "1", unet_name=chosen.choice(files))
+    if chosen.random() < 0.5:
+        prompt = {key: {**one, "class_type": "VRAMHeadroom" + ours[one["class_type"]] if one["class_type"] in ours else one["class_type"]}
+                  for key, one in prompt.items()}
+    where = chosen.choice(["attention", "attention", "decode", "decode tile", "text encoder", ""])
+    fault = Fault(where, chosen.randrange(6 if where == "attention" else 1), chosen.choice([1, 1, 2, 9]), chosen.random() < 0.5)
+    done = lab.run(prompt, f"p{number}", *([fault] if where else []))
+    ended.append(done["ok"])
+    kinds |= set(done["kinds"])
+    gc.collect()
+    seen.append([process.memory_info().rss, threading.active_count(), process.num_fds(), len(model_management.current_loaded_models),
+                 sum(len(p.components) for p in offloader.status()), len(lab.pack.host.sampling._runs)])
+lab.forget()
+del prompt
+gc.collect()
+left = [booking.owner for booking in card().bookings]
+answer([seen, ended, sorted(kinds), left, len(lab.saved()), [p.name for p in offloader.status()]])
+"""
+
+
+def test_a_hundred_prompts_with_errors_on_cards_of_any_size_leave_nothing_behind(tmp_path: Path) -> None:
+    write_tiny_models(tmp_path / "models")
+    for name in ("custom_nodes", "input", "output", "temp", "user/default"):
+        (tmp_path / name).mkdir(parents=True)
+    seen, ended, kinds, left, kept, pipelines = ask_inside(LAB + HUNDRED, tmp_path, served=True, seconds=240)
+    assert set(ended) == {True, False}
+    assert {"retry", "smaller", "kept", "gave_up"} <= set(kinds)
+    rss, threads, files, models, components, runs = zip(*seen, strict=True)
+    assert max(threads[20:]) <= max(threads[:20])
+    assert files[-1] <= files[20]
+    # a card's worth of models, and no registration of one that is gone
+    assert max(models) <= 8
+    assert max(components) <= 5
+    assert set(runs) == {0}
+    assert left == []
+    assert kept <= 8
+    early, late = sorted(rss[20:30])[5], sorted(rss[90:])[5]
+    assert late - early < 24 << 20, [one >> 20 for one in rss[::10]]
+
+
+DYNAMIC = """
+import os
+from dataclasses import replace
+from standin import dynamic as dynamic_vram, settings
+settings.configure(replace(settings.current(), dynamic=True))
+dynamic_vram.enable_if_wanted()
+from loadpack import load_pack
+pack = load_pack()
+from host.inside.recoverylab import *
+lab = Prompts(base, server)
+said = {}
+said["off"] = lab.run(graph(), "off", Fault("attention", 5, 1))
+lab.forget()
+os.environ["VRAM_HEADROOM_RETRY_DYNAMIC"] = "1"
+whole = lab.run(graph(), "whole")
+expected = lab.newest()
+lab.forget()
+lab.run(graph(seed=2), "company")
+said["on"] = lab.run(graph(), "on", Fault("attention", 5, 1))
+said["same"] = bool(torch.equal(lab.newest(), expected))
+answer(said)
+"""
+
+
+def test_what_dynamic_vram_pages_is_tried_again_only_where_that_is_switched_on(tmp_path: Path) -> None:
+    write_tiny_models(tmp_path / "models")
+    for name in ("custom_nodes", "input", "output", "temp", "user/default"):
+        (tmp_path / name).mkdir(parents=True)
+    said = ask_inside(DYNAMIC, tmp_path, served=True, pack=False)
+    off = said["off"]
+    assert (off["ok"], off["kinds"]) == (False, ["refused", "kept", "gave_up"])
+    assert "DynamicVRAM pages this model's weights" in off["message"]
+    assert resume_of(off["message"]) == ("vram_headroom_off_8.latent", 5, 2)
+    on = said["on"]
+    assert (on["ok"], on["raised"]) == (True, 1)
+    assert on["kinds"] in (["retry"], ["smaller"])
+    assert said["same"] is (on["kinds"] == ["retry"])

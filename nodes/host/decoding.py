@@ -65,13 +65,13 @@ class HostDecoder:
         vae = getattr(importlib.import_module("comfy.sd"), "VAE", None)
         seams.wrap(TILED_DECODE, vae, "decode_tiled_3d", self._around_tiled)
         seams.wrap(TILED_ENCODE, vae, "encode_tiled_3d", self._around_tiled_encode)
-        for name, around in (
-            ("decode", self._around_decode),
-            ("decode_tiled", self._around_decode_tiled),
-            ("encode", self._around_encode),
-            ("encode_tiled", self._around_encode_tiled),
-        ):
-            seams.wrap(VAE_CALLS, vae, name, around)
+        calls = (
+            (vae, "decode", self._around_decode),
+            (vae, "decode_tiled", self._around_decode_tiled),
+            (vae, "encode", self._around_encode),
+            (vae, "encode_tiled", self._around_encode_tiled),
+        )
+        seams.wrap_all(VAE_CALLS, calls)
         # without these ComfyUI's own fallback can't be told from a call of the rescuer's
         self._rescues = seams.live(TILED_DECODE) and seams.live(TILED_ENCODE) and seams.live(VAE_CALLS)
 

@@ -24,8 +24,7 @@ class HostEncoders:
         self._rescuer: EncoderRescuer | None = None
         clip = getattr(importlib.import_module("comfy.sd"), "CLIP", None)
         vision = getattr(importlib.import_module("comfy.clip_vision"), "ClipVisionModel", None)
-        seams.wrap(ENCODERS, clip, "encode_from_tokens", self._around)
-        seams.wrap(ENCODERS, vision, "encode_image", self._around)
+        seams.wrap_all(ENCODERS, [(clip, "encode_from_tokens", self._around), (vision, "encode_image", self._around)])
 
     def rescue_with(self, rescuer: EncoderRescuer) -> None:
         self._rescuer = rescuer

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -136,6 +136,14 @@ class SeamTable:
         setattr(wrapper, MARK, seam.name)
         setattr(owner, name, wrapper)
         return True
+
+    def wrap_all(self, seam: Seam, places: Sequence[tuple[object, str, Callable[..., Any]]]) -> bool:
+        """As `wrap`, of a seam that is several places (owner, name, around): live where all of them are, else untouched."""
+        if not self.note(seam, live=all(callable(getattr(owner, name, None)) for owner, name, _ in places)):
+            return False
+        for owner, name, around in places:
+            self.wrap(seam, owner, name, around)
+        return self.live(seam)
 
     def report(self) -> tuple[SeamReport, ...]:
         return tuple(
