@@ -1,8 +1,9 @@
 """Runs out of memory inside forwards of a real ComfyUI's WAN models, again and again, and compares what comes out.
 
-    python recovery_lab.py OUT.json MODELS FIXTURES [--case NAME ...] [--naive]
+    python recovery_lab.py OUT.json MODELS FIXTURES [--case NAME ...] [--naive] [--card legacy|dynamic]
 
-Run in the root of a checkout. On the CPU `FIXTURES/zz_fake_gpu` plays the card; errors are injected at every self-attention of
+Run in the root of a checkout. With `--card` on the real one, whose allocator is capped for each error: there FIXTURES is not
+looked at. On the CPU `FIXTURES/zz_fake_gpu` plays the card; errors are injected at every self-attention of
 a sampling, before it and after it. Writes one entry for each case, which test_real_recovery.py looks at.
 """
 
@@ -28,12 +29,14 @@ parser.add_argument("models", type=Path)
 parser.add_argument("fixtures", type=Path)
 parser.add_argument("--case", action="append", default=[])
 parser.add_argument("--naive", action="store_true", help="run a forward again without restoring anything: the failing example")
+parser.add_argument("--card", choices=("legacy", "dynamic"), help="real errors of a real card, without or with DynamicVRAM")
 OPTIONS = parser.parse_args()
 
-sys.argv = ["main.py", "--cpu"]
-os.environ["FAKE_VRAM_MB"] = "4000"
 sys.path.insert(0, str(Path.cwd()))
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.argv = ["main.py", *({"legacy": ["--disable-dynamic-vram"], "dynamic": []}[OPTIONS.card] if OPTIONS.card else ["--cpu"])]
+os.environ["FAKE_VRAM_MB"] = "4000"
+os.environ["VRAM_HEADROOM_RETRY_DYNAMIC"] = "1"
 importlib.import_module("comfy.options").enable_args_parsing()
 importlib.import_module("utils.install_util")  # ComfyUI's, before another module of that name is found
 folder_paths: Any = importlib.import_module("folder_paths")
@@ -42,16 +45,20 @@ for kind in ("input", "output", "temp", "user"):
     (FOLDER / kind).mkdir()
 folder_paths.set_user_directory(str(FOLDER / "user"))
 folder_paths.set_input_directory(str(FOLDER / "input"))
+if OPTIONS.card:
+    importlib.import_module("main")  # chooses the allocator and starts comfy-aimdo
 torch: Any = importlib.import_module("torch")
 server: Any = importlib.import_module("server").PromptServer(asyncio.new_event_loop())
-spec: Any = importlib.util.spec_from_file_location("zz_fake_gpu", OPTIONS.fixtures / "zz_fake_gpu" / "__init__.py")
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
+if not OPTIONS.card:
+    spec: Any = importlib.util.spec_from_file_location("zz_fake_gpu", OPTIONS.fixtures / "zz_fake_gpu" / "__init__.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 importlib.import_module("nodes")
 importlib.import_module("loadpack").load_pack()
 PACK: Any = importlib.import_module("vram_headroom.nodes.controls").Control.pack
 
 TOLD: list[Any] = []
 PACK.incidents.watch(TOLD.append)
+PACK.incidents.watch(lambda incident: lift(incident))
 
 sd: Any = importlib.import_module("comfy.sd")
 utils: Any = importlib.import_module("comfy.utils")
@@ -117,12 +124,26 @@ class Injected:
             self.fail_at[number] = left - 1
             self.raised += 1
             filled = torch.zeros(1 << 16)
+            if OPTIONS.card:
+                run_out()
             raise torch.OutOfMemoryError(f"CUDA out of memory (injected, {filled.numel()} numbers)")
         self.count += 1
 
     def arm(self, number: int = -1, times: int = 1, after: bool = False) -> None:
         self.count, self.raised, self.after = 0, 0, after
         self.fail_at = {} if number < 0 else {number: times}
+
+
+def run_out() -> None:
+    """The card's own error: no more than is there now may be allocated, until recovery has begun."""
+    total, here = torch.cuda.mem_get_info()[1], torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (here + (64 << 20)) / total))
+    torch.empty(here + (1 << 30), dtype=torch.uint8, device="cuda")
+
+
+def lift(incident: Any) -> None:
+    if OPTIONS.card:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def classes() -> Iterator[Any]:

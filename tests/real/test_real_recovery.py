@@ -1,6 +1,8 @@
 """Out-of-memory errors inside a real ComfyUI's forwards, and in whole prompts of its server.
 
 pytest tests/real/test_real_recovery.py --comfyui CHECKOUT --comfyui-python PYTHON --comfyui-models DIR --comfyui-fixtures DIR
+
+With a GPU: --comfyui-card legacy, and again with dynamic, in place of the fixtures. Errors are then the card's own.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ BLOCKS = 2
 
 def swept(config: pytest.Config, out: Path, *options: str) -> dict[str, dict[str, Any]]:
     given = {name: config.getoption(f"--comfyui{name}") for name in ("", "-models", "-fixtures")}
-    if not given["-fixtures"]:
-        pytest.skip("needs the lab's simulated GPU: --comfyui-fixtures")
+    card = config.getoption("--comfyui-card")
+    if not given["-fixtures"] and not card:
+        pytest.skip("needs the lab's simulated GPU, --comfyui-fixtures, or a real one, --comfyui-card")
+    options = (*options, "--card", str(card)) if card else options
     checkout, models, fixtures = (Path(str(given[name])).resolve() for name in ("", "-models", "-fixtures"))
     python = str(config.getoption("--comfyui-python") or sys.executable)
     script = ROOT / "tests" / "real" / "recovery_lab.py"
@@ -126,6 +130,11 @@ def floats(path: Path) -> Any:
     return torch.frombuffer(data, dtype=torch.float32).reshape(header["latent_tensor"]["shape"]).clone()
 
 
+def simulated_only(config: pytest.Config) -> None:
+    if not config.getoption("--comfyui-fixtures") or config.getoption("--comfyui-card"):
+        pytest.skip("needs the lab's simulated GPU: --comfyui-fixtures")
+
+
 @contextmanager
 def served(config: pytest.Config, folder: Path) -> Iterator[Server]:
     running = start(config, folder, with_pack=True, fake_vram_mb=4000, more=(FAULTS,))
@@ -140,8 +149,7 @@ def message_of(entry: dict[str, Any]) -> str:
 
 
 def test_a_prompt_survives_keeps_its_latent_and_is_taken_up_again_after_a_restart(request: pytest.FixtureRequest) -> None:
-    if not request.config.getoption("--comfyui-fixtures"):
-        pytest.skip("needs the lab's simulated GPU: --comfyui-fixtures")
+    simulated_only(request.config)
     import torch
 
     with tempfile.TemporaryDirectory() as place:
@@ -200,8 +208,7 @@ def test_a_prompt_survives_keeps_its_latent_and_is_taken_up_again_after_a_restar
 
 def test_a_hundred_prompts_on_cards_of_any_size_leave_nothing_behind(request: pytest.FixtureRequest) -> None:
     """Errors at random places; memory is measured from the twentieth prompt on."""
-    if not request.config.getoption("--comfyui-fixtures"):
-        pytest.skip("needs the lab's simulated GPU: --comfyui-fixtures")
+    simulated_only(request.config)
     import random
 
     chosen = random.Random(9)

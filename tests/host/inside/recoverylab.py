@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ class Prompts(Lab):
         super().__init__(base)
         execution: Any = importlib.import_module("execution")
         self.executor = execution.PromptExecutor(server)
+        importlib.import_module("nodes").NODE_CLASS_MAPPINGS.update(sys.modules["vram_headroom"].NODE_CLASS_MAPPINGS)
         self.base = base
 
     def run(self, prompt: Prompt, prompt_id: str, *wanted: Fault) -> dict[str, Any]:
