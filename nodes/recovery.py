@@ -224,6 +224,7 @@ class Recovery:
         try:
             name = keep(latent, prompt_id, node_id, {"prompt_id": prompt_id, "node_id": node_id, **facts}, self._graph())
         except OSError as error:
+            logger.warning("the latent could not be kept: %s", error)
             return None, f"The latent could not be kept: {error}"
         if name is None:
             return None, "It is set that no latents are kept."
@@ -238,8 +239,9 @@ class Recovery:
         return message
 
     def _ids(self) -> tuple[str, str]:
-        running = self._pack.host.execution.running
-        return (running.prompt_id, running.node_id or "") if running else ("", "")
+        execution = self._pack.host.execution
+        running = execution.running
+        return (running.prompt_id, execution.current_node() or running.node_id or "") if running else ("", "")
 
 
 class Stage:
@@ -288,7 +290,7 @@ class Attempts:
                 f"({DYNAMIC_VARIABLE}=1 tries it)"
             )
         if reason is not None:
-            self._recovery.record("refused", f"memory ran out in a step, and it is not tried again: {reason}")
+            self._recovery.record("refused", f"memory ran out in a step, and it is not tried again: {reason}", same=False)
         return reason
 
     def free(self, rung: Rung) -> int:

@@ -28,7 +28,7 @@ COUNT_VARIABLE: Final = "VRAM_HEADROOM_KEPT_LATENTS"
 
 MOST_FILES: Final = 8
 MOST_BYTES: Final = 2 * GIB
-"""A latent of 720p has 1.2 MB for every second frame: of several hundred such videos, or of a few hours at once."""
+"""Of a hundred latents of 720p and 81 frames: 16 channels, 21 frames, 90 x 160 cells of 4 bytes are 19 MB."""
 
 VERSION_KEY: Final = "latent_format_version_0"
 """With this entry Load Latent takes the numbers as they are; without, it divides them by 0.18215."""

@@ -189,9 +189,10 @@ def _let_go_of_casts(model: Any) -> None:
     left = [module for module in model.modules() if hasattr(module, "_prefetch")]
     if left and callable(clean_modules):
         clean_modules(model, left)
-    synchronize = getattr(model_management, "synchronize", None)
-    if callable(synchronize):
-        synchronize()
+    # an error that the card reports late would else meet whoever asks it next (0.33, model_management.py, is_oom)
+    discard = getattr(model_management, "discard_cuda_async_error", None)
+    if callable(discard):
+        discard()
 
 
 def _module(name: str) -> Any:

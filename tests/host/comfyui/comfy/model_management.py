@@ -407,7 +407,7 @@ def cleanup_models_gc() -> None:
         gc.collect()
 
 
-def synchronize() -> None: ...
+def discard_cuda_async_error() -> None: ...
 
 
 def soft_empty_cache(force: bool = False) -> None:
