@@ -191,7 +191,7 @@ def _let_go_of_casts(model: Any) -> None:
         clean_modules(model, left)
     # an error that the card reports late would else meet whoever asks it next (0.33, model_management.py, is_oom)
     discard = getattr(model_management, "discard_cuda_async_error", None)
-    if callable(discard):
+    if callable(discard) and torch.cuda.is_available():
         discard()
 
 
