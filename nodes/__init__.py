@@ -25,6 +25,7 @@ def connect() -> Offer:
     from .lifecycle import Lifecycle
     from .pack import Pack
     from .preflight import Preflight
+    from .recovery import Recovery
     from .routes import CHECK_PATH, OVERRIDE_PATH, STATUS_PATH, Routes
 
     host = connect_host(str(Path(__file__).absolute().parent.parent))
@@ -46,6 +47,7 @@ def connect() -> Offer:
     # the plan is made anew before anything asks for it
     host.execution.watch(preflight)
     controls.Control.lifecycle = lifecycle = Lifecycle(pack)
+    Recovery(pack)
     events = Events(pack, lifecycle)
     panel_routes.add(host.server, panel_routes.PanelRoutes(events, Actions(pack, events.changed)))
     return Offer(

@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--comfyui-python", metavar="PYTHON", help="the interpreter it runs with")
     group.addoption("--comfyui-models", metavar="DIR", help="a models folder with the tiny files that the prompts name")
     group.addoption("--comfyui-fixtures", metavar="DIR", help="custom nodes to load beside ours (tiny text encoder, fake GPU)")
+    group.addoption(
+        "--comfyui-card", metavar="HOW", choices=("legacy", "dynamic"), help="real errors of a real card (recovery)"
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

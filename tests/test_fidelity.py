@@ -27,9 +27,18 @@ DATA = TESTS / "host" / "data"
 MIRRORED = "0.33.0"
 """The ComfyUI whose surface and order of events the stand-in reproduces."""
 
-REAL_ONLY = ("comfy.ldm", "comfy.model_detection", "comfy.ops", "comfy.quant_ops", "comfy.utils.weight_dtype")
-"""What the stand-in leaves out with all below it: it has no models whose classes could be looked at or traced. nodes/host
-takes their absence for an answer (tests/test_detection.py, tests/test_selfcheck.py); tests/real sees the real ones."""
+REAL_ONLY = (
+    "comfy.cli_args",
+    "comfy.ldm",
+    "comfy.model_detection",
+    "comfy.model_prefetch",
+    "comfy.ops",
+    "comfy.quant_ops",
+    "comfy.utils.weight_dtype",
+)
+"""What the stand-in leaves out with all below it: it has no models whose classes could be looked at or traced, fetches no
+weights ahead and has no command line. nodes/host takes their absence for an answer (tests/test_detection.py,
+tests/test_selfcheck.py); tests/real sees the real ones."""
 
 NEWER = ("comfy_aimdo.control.get_simple_vram_headroom",)
 """What only a newer comfy-aimdo has than any recorded ComfyUI's; tests/test_aimdo_surface.py looks for it there."""

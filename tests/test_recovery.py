@@ -262,6 +262,48 @@ def test_what_free_raises_passes_too(error: BaseException) -> None:
     assert work.calls == 1
 
 
+# the last resort, and no retry at all
+
+
+def test_the_last_resort_is_the_third_retry_whatever_could_still_be_freed() -> None:
+    work, smaller, free = Work(9), Work(0), Freeing(**EVERYTHING)
+    assert run_with_recovery(work, free, last_resort=lambda: smaller) == 7
+    assert (work.calls, smaller.calls) == (3, 1)
+    assert free.asked == [Rung.CACHE, Rung.IDLE_PIPELINES]
+
+
+def test_the_last_resort_comes_at_once_where_nothing_can_be_freed_and_not_before() -> None:
+    work, smaller = Work(9), Work(0)
+    assert run_with_recovery(work, Freeing(), last_resort=lambda: smaller) == 7
+    assert (work.calls, smaller.calls) == (1, 1)
+    untouched = Work(0)
+    assert run_with_recovery(Work(2), Freeing(**EVERYTHING), last_resort=lambda: untouched) == 7
+    assert untouched.calls == 0
+
+
+@pytest.mark.parametrize(("freeing", "words"), [(EVERYTHING, "after 3 retries"), ({}, "after 1 retry")])
+def test_a_last_resort_that_fails_is_the_end(freeing: dict[str, int], words: str) -> None:
+    smaller = Work(9)
+    with pytest.raises(OutOfMemoryError, match=words):
+        run_with_recovery(Work(9), Freeing(**freeing), last_resort=lambda: smaller)
+    assert smaller.calls == 1
+
+
+def test_what_is_refused_is_neither_freed_for_nor_tried_again_and_says_why() -> None:
+    work, smaller, free = Work(9), Work(0), Freeing(**EVERYTHING)
+    with pytest.raises(OutOfMemoryError, match=r"(?s)CUDA out of memory.*Not tried again: it keeps state of its own"):
+        run_with_recovery(work, free, last_resort=lambda: smaller, refuse=lambda: "it keeps state of its own")
+    assert (work.calls, smaller.calls, free.asked) == (1, 0, [])
+
+
+def test_a_refusal_is_asked_for_only_once_memory_has_run_out() -> None:
+    asked: list[int] = []
+    assert run_with_recovery(Work(0), Freeing(), refuse=lambda: asked.append(1) or "no") == 7
+    assert asked == []
+    assert run_with_recovery(Work(2), Freeing(**EVERYTHING), refuse=lambda: asked.append(1)) == 7
+    assert asked == [1]
+
+
 # what the failed frames hold
 
 

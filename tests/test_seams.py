@@ -23,6 +23,8 @@ PAGES = "pages of DynamicVRAM"
 
 NO_POLICY = {"text encoder left before sampling": False}
 
+NO_WHOLE = {"decode is done whole again": False}
+
 LOST: Mapping[str, Mapping[str, Any]] = {
     "routes": {"routes": 0},
     "check before queueing": {"middlewares": 0},
@@ -34,7 +36,11 @@ LOST: Mapping[str, Mapping[str, Any]] = {
     "websocket events": {"told over the websocket": False},
     "idle queue": {"done when idle": False, "leaves once the queue is empty": False},
     "length of the queue": {"leaves once the queue is empty": False},
-    "tiled VAE decode": {"tiles noticed": False},
+    "start of a sampling": {"step is tried again": False},
+    "tiled VAE decode": {"tiles noticed": False, **NO_WHOLE},
+    "tiled VAE encode": NO_WHOLE,
+    "decode and encode of VAEs": NO_WHOLE,
+    "text and vision encoders": {"text is encoded again": False},
     "nodes that expand": {"pipeline": "error"},
     PAGES: {"total of pages": False},
     "list of loaded models": {"loaded models seen": False, "in use while it runs": False, **NO_POLICY},

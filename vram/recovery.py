@@ -72,6 +72,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY_TEXT.search(str(error)) is not None
 
 
+def given_up(message: str) -> RuntimeError:
+    """An OutOfMemoryError to raise where everything was tried: whoever is further out need not begin again."""
+    error = OutOfMemoryError(message)
+    error.__dict__["vram_headroom_gave_up"] = True
+    return error
+
+
+def was_given_up(error: BaseException) -> bool:
+    """Whether it is one of `given_up`."""
+    return bool(getattr(error, "vram_headroom_gave_up", False))
+
+
 class Rung(IntEnum):
     """What to give up, the cheapest to bring back first. Each frees more than the one before."""
 
@@ -130,31 +142,46 @@ def run_with_recovery(
     operation: Callable[[], T],
     free: Callable[[Rung], int],
     on_retry: Callable[[Rung, int], None] | None = None,
+    last_resort: Callable[[], Callable[[], T] | None] | None = None,
+    refuse: Callable[[], str | None] | None = None,
 ) -> T:
     """Run `operation`; when memory runs out, climb until `free(rung)` says it freed bytes, and run it again.
 
-    A rung that frees nothing costs no retry. `on_retry(rung, freed)` is told before each retry. When nothing is left to
-    free, or the retries are used up, an OutOfMemoryError says what failed and what was tried. Every other error, and
-    every interrupt, passes as it is; so does whatever `free` raises.
+    A rung that frees nothing costs no retry. `on_retry(rung, freed)` is told before each retry. Asked once memory has run out:
+    `refuse` says why there must be no retry; `last_resort` returns what does the same work with less memory, at a price, if
+    anything does: the last retry, when no rung is left that frees, or no other retry. When nothing is left to free, or the
+    retries are used up, an OutOfMemoryError (`was_given_up`) says what failed and what was tried. Every other error, and every
+    interrupt, passes as it is; so does whatever `free`, `on_retry` and `refuse` raise.
     """
     ladder = Ladder()
     tried: list[tuple[Rung, int]] = []
     handled_by_caller = sys.exc_info()[1]
+    work, smaller, asked = operation, None, False
     while True:
         try:
-            return operation()
+            return work()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or was_given_up(error):
                 raise
-            said = _describe(error)
-            _let_go_of_frames(error, handled_by_caller)
+            said = describe(error)
+            let_go_of_frames(error, handled_by_caller)
         # Outside the except block: as long as Python handles the error, its frames keep the tensors that filled the card.
-        freed = _climb(ladder, free, tried)
-        if freed is None:
-            raise OutOfMemoryError(_give_up_message(said, tried, ladder))
-        ladder = ladder.after_failure(freed)
-        if on_retry is not None:
-            on_retry(*tried[-1])
+        if not asked:
+            asked = True
+            refusal = refuse() if refuse is not None else None
+            if refusal is not None:
+                raise given_up(f"{said}\nNot tried again: {refusal}.")
+            smaller = last_resort() if last_resort is not None else None
+        spared = 0 if smaller is None else 1
+        freed = _climb(ladder, free, tried) if work is operation and ladder.retries < MAX_RETRIES - spared else None
+        if freed is not None:
+            ladder = ladder.after_failure(freed)
+            if on_retry is not None:
+                on_retry(*tried[-1])
+        elif work is operation and smaller is not None:
+            work = smaller
+        else:
+            raise given_up(_give_up_message(said, tried, ladder.retries + (work is not operation)))
 
 
 def _climb(ladder: Ladder, free: Callable[[Rung], int], tried: list[tuple[Rung, int]]) -> Rung | None:
@@ -167,7 +194,7 @@ def _climb(ladder: Ladder, free: Callable[[Rung], int], tried: list[tuple[Rung, 
     return None
 
 
-def _let_go_of_frames(error: BaseException, handled_by_caller: BaseException | None) -> None:
+def let_go_of_frames(error: BaseException, handled_by_caller: BaseException | None = None) -> None:
     """Empty the frames that `error`, and the errors it came from, went through.
 
     Dropping the error alone is not enough where a frame holds the error, or its own traceback, in a local: such a cycle
@@ -190,14 +217,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             waiting += [link.__cause__, link.__context__]
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """The error's own text and the place that raised it: its traceback is about to go."""
     text = str(error) or type(error).__name__
     frames = traceback.extract_tb(error.__traceback__, limit=-1)
     return f"{text} (in {frames[-1].name}, line {frames[-1].lineno})" if frames else text
 
 
-def _give_up_message(said: str, tried: list[tuple[Rung, int]], ladder: Ladder) -> str:
+def _give_up_message(said: str, tried: list[tuple[Rung, int]], retries: int) -> str:
     freed = ", ".join(f"{rung.words} {say_gib(count)}" if count > 0 else f"{rung.words} nothing" for rung, count in tried)
-    times = {0: "without a retry", 1: "after 1 retry"}.get(ladder.retries, f"after {ladder.retries} retries")
-    return f"{said}\nGave up {times}. Freed: {freed}."
+    times = {0: "without a retry", 1: "after 1 retry"}.get(retries, f"after {retries} retries")
+    return f"{said}\nGave up {times}. Freed: {freed or 'nothing'}."

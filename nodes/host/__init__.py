@@ -9,6 +9,7 @@ from ...vram.selfcheck import Checker
 from .backend import read_backend
 from .decoding import HostDecoder
 from .detection import HostDetector
+from .encoders import HostEncoders
 from .execution import HostExecution
 from .files import HostFiles
 from .media import HostMedia
@@ -16,6 +17,7 @@ from .models import HostModels
 from .node_cache import HostNodeCache
 from .pages import dynamic_vram_is_on
 from .placement import HostPlacement
+from .sampling import HostSampling
 from .seams import SeamTable, seams_switched_off
 from .selfcheck import host_selfcheck
 from .server import HostServer
@@ -40,6 +42,8 @@ class Host:
     worker: WorkerQueue
     placement: HostPlacement
     uses: HostUses
+    sampling: HostSampling
+    encoders: HostEncoders
     node_cache: HostNodeCache
     seams: SeamTable
 
@@ -78,6 +82,8 @@ def connect(folder: str) -> Host | None:
         worker=worker,
         placement=placement,
         uses=uses,
+        sampling=HostSampling(seams),
+        encoders=HostEncoders(seams),
         node_cache=node_cache,
         seams=seams,
     )

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -48,7 +48,18 @@ PINS = Seam("choice of who leaves the card", "private", "0.8", "a pinned model s
 IDLE_QUEUE = Seam("idle queue", "private", "0.8", "what the panel asks for waits until the next node has run")
 QUEUE_WAIT = Seam("waiting queue", "private", "0.8", "what is asked for just as a prompt ends may wait until the next one")
 QUEUE_LENGTH = Seam("length of the queue", "private", "0.8", "models leave after each prompt, though another one waits")
+SAMPLING = Seam(
+    "start of a sampling", "private", "0.8", "an out-of-memory error in a step ends the prompt, and what was sampled is lost"
+)
 TILED_DECODE = Seam("tiled VAE decode", "private", "0.8", "that ComfyUI fell back to tiles is not shown")
+TILED_ENCODE = Seam("tiled VAE encode", "private", "0.8", "when memory runs out in a VAE, ComfyUI turns to tiles at once")
+VAE_CALLS = Seam(
+    "decode and encode of VAEs",
+    "private",
+    "0.8",
+    "when memory runs out in a VAE, ComfyUI turns to tiles at once, and a latent that can't be decoded is lost",
+)
+ENCODERS = Seam("text and vision encoders", "private", "0.8", "an out-of-memory error in an encoder ends the prompt")
 SUBGRAPHS = Seam("nodes that expand", "private", "0.8", "Load WAN Pipeline can't run; the single loaders can")
 PAGES = Seam(
     "pages of DynamicVRAM", "private", "0.16", "elastic models can't be kept on the card, and count as another program's"
@@ -126,6 +137,14 @@ class SeamTable:
         setattr(wrapper, MARK, seam.name)
         setattr(owner, name, wrapper)
         return True
+
+    def wrap_all(self, seam: Seam, places: Sequence[tuple[object, str, Callable[..., Any]]]) -> bool:
+        """As `wrap`, of a seam that is several places (owner, name, around): live where all of them are, else untouched."""
+        if not self.note(seam, live=all(callable(getattr(owner, name, None)) for owner, name, _ in places)):
+            return False
+        for owner, name, around in places:
+            self.wrap(seam, owner, name, around)
+        return self.live(seam)
 
     def report(self) -> tuple[SeamReport, ...]:
         return tuple(

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -38,18 +39,23 @@ def write_no_wan(path: Path) -> None:
     """A file with a key that only an image model has."""
     key = "double_blocks.0.img_attn.norm.key_norm.scale"
     header = json.dumps({key: {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}).encode()
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
 
 
-def start(config: pytest.Config, folder: Path, with_pack: bool, fake_vram_mb: int = 0) -> Iterator[RealComfyUI]:
+def start(
+    config: pytest.Config, folder: Path, with_pack: bool, fake_vram_mb: int = 0, more: Sequence[Path] = ()
+) -> Generator[RealComfyUI]:
+    """`more`: further custom nodes. In a folder that it was started in before it finds its inputs again."""
     checkout = Path(str(config.getoption("--comfyui"))).resolve()
     nodes = folder / "custom_nodes"
+    shutil.rmtree(nodes, ignore_errors=True)
     nodes.mkdir()
+    (folder / "input").mkdir(exist_ok=True)
     if with_pack:
         (nodes / "vram-headroom").symlink_to(ROOT, target_is_directory=True)
     fixtures = config.getoption("--comfyui-fixtures")
-    for fixture in sorted(Path(str(fixtures)).iterdir()) if fixtures else []:
+    for fixture in [*(sorted(Path(str(fixtures)).iterdir()) if fixtures else []), *more]:
         (nodes / fixture.name).symlink_to(fixture.resolve(), target_is_directory=True)
     models = Path(str(config.getoption("--comfyui-models"))).resolve()
     lines = [f"{name}: {models / name}" for name in ("diffusion_models", "text_encoders", "vae", "clip_vision", "loras")]
@@ -65,6 +71,7 @@ def start(config: pytest.Config, folder: Path, with_pack: bool, fake_vram_mb: in
     command += ["--listen", "127.0.0.1", "--disable-auto-launch", "--extra-model-paths-config", str(paths)]
     for kind in ("output", "temp", "user"):
         command += [f"--{kind}-directory", str(folder)]
+    command += ["--input-directory", str(folder / "input")]
     command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
     environment = {**os.environ, **({"FAKE_VRAM_MB": str(fake_vram_mb)} if fake_vram_mb else {})}
     log = folder / "log.txt"

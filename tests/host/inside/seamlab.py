@@ -187,12 +187,33 @@ def observe(lab: Lab, seam: str) -> dict[str, Any]:
         "tiles noticed": tiles_noticed(lab),
         "told over the websocket": host.server.send("vram_headroom.status", {}, "nobody"),
     }
+    seen |= rescued(lab)
     if seam in ("nodes that expand", ""):
         seen["pipeline"] = lab.run("pipeline", pipeline_scenario())
     if seam in ("file of a loaded model", ""):
         lab.run("stock", text_to_video())
         seen["files of stock loaders"] = sum(model.file is not None for model in host.models.loaded())
     return seen
+
+
+def rescued(lab: Lab) -> dict[str, bool]:
+    """What goes on after memory ran out once, with something else on the card that can leave."""
+    from standin.faults import Fault, faults
+
+    stock = text_to_video()
+    faults.ask(Fault("attention", 1))
+    step = lab.run("step", with_inputs(stock, "8", seed=21))
+    faults.ask(Fault("decode", 0))
+    decoded = lab.run("decode", with_inputs(stock, "8", seed=22))
+    whole = not faults.count("decode tile")
+    faults.ask(Fault("text encoder", 0))
+    text = lab.run("text", with_inputs(stock, "4", text="another"))
+    faults.ask()
+    return {
+        "step is tried again": step == "success",
+        "decode is done whole again": decoded == "success" and whole,
+        "text is encoded again": text == "success",
+    }
 
 
 def pinned_stays(lab: Lab) -> bool:
@@ -305,6 +326,7 @@ def without_source_files() -> Iterator[None]:
 def hiding(lab: Lab, seam: str) -> Any:
     """Hides what a seam holds on to; nothing where it can't be absent without ComfyUI being no ComfyUI."""
     import comfy.model_management as model_management
+    import comfy.sampler_helpers
     import comfy.sd
     import comfy_execution.graph_utils as graph_utils
 
@@ -316,7 +338,11 @@ def hiding(lab: Lab, seam: str) -> Any:
         "choice of who leaves the card": lambda: hidden(model_management, "free_memory"),
         "idle queue": lambda: hidden(queue, "get_flags"),
         "length of the queue": lambda: hidden(queue, "get_tasks_remaining"),
+        "start of a sampling": lambda: hidden(comfy.sampler_helpers, "prepare_model_patcher"),
         "tiled VAE decode": lambda: hidden(comfy.sd.VAE, "decode_tiled_3d"),
+        "tiled VAE encode": lambda: hidden(comfy.sd.VAE, "encode_tiled_3d"),
+        "decode and encode of VAEs": lambda: hidden(comfy.sd.VAE, "encode_tiled"),
+        "text and vision encoders": lambda: hidden(comfy.sd.CLIP, "encode_from_tokens"),
         "nodes that expand": lambda: hidden(graph_utils, "GraphBuilder"),
         "list of loaded models": lambda: hidden(model_management, "current_loaded_models"),
         "ComfyUI's memory reading": lambda: hidden(model_management, "get_free_memory"),

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from standin import peaks
 from standin.card import Booked
+from standin.faults import faults
 from standin.models import CLIPVisionModelProjection, ModelFile, build
 from standin.streaming import forward
 
@@ -33,7 +34,9 @@ class ClipVisionModel:
         model_management.load_model_gpu(self.patcher)
         activations = Booked(peaks.CLIP_VISION_BYTES * image.shape[0], "CLIP vision activations", self.load_device)
         with activations, forward(self.patcher):
+            faults.reach("vision")
             hidden = self.model(image[..., :3].movedim(-1, 1).float())
+            faults.reach("vision", after=True)
         return Output(last_hidden_state=hidden, image_embeds=hidden[:, 0], penultimate_hidden_states=hidden)
 
 

@@ -407,6 +407,9 @@ def cleanup_models_gc() -> None:
         gc.collect()
 
 
+def discard_cuda_async_error() -> None: ...
+
+
 def soft_empty_cache(force: bool = False) -> None:
     """Nothing to give back: the simulated card has no allocator that keeps freed blocks."""
 

@@ -38,6 +38,8 @@ class ModelPatcher:
         self.patches: dict[str, list[Any]] = {}
         self.patches_uuid = uuid.uuid4()
         self.object_patches: dict[str, Any] = {}
+        self.hook_patches: dict[Any, Any] = {}
+        self.injections: dict[str, list[Any]] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {}}
         self.parent: ModelPatcher | None = None
         self.attachments: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from standin import peaks
 from standin.card import Booked, on_card
+from standin.faults import faults
 from standin.models import WAN21, ModelFile, WanTEModel, WanVAE, build
 from standin.streaming import forward
 
@@ -63,7 +64,9 @@ class CLIP:
         self.load_model(tokens)
         activations = Booked(peaks.UMT5_BYTES, "text encoder activations", self.patcher.load_device)
         with activations, forward(self.patcher):
+            faults.reach("text encoder")
             cond = self.cond_stage_model.encode_token_weights(tokens)
+            faults.reach("text encoder", after=True)
         if return_dict:
             return {"cond": cond, "pooled_output": None}
         return (cond, None) if return_pooled else cond
@@ -126,7 +129,10 @@ class VAE:
         with _tiled_instead() as out_of_memory:
             self._load(memory_used)
             with Booked(self._decode_peak(samples_in.shape), "VAE decode", self.device), forward(self.patcher, _decodes):
-                return self._pixels(samples_in)
+                faults.reach("decode")
+                pixels = self._pixels(samples_in)
+                faults.reach("decode", after=True)
+                return pixels
         if out_of_memory:
             logging.warning("Warning: Ran out of memory when regular VAE decoding, retrying with tiled VAE decoding.")
         return self._decode_in_tiles_that_fit(samples_in, memory_used)
@@ -157,7 +163,10 @@ class VAE:
         """In tiles of so many cells: one at a time is on the card."""
         peak = self._decode_peak(_bounded(samples.shape, tile_x, tile_y, tile_t))
         with Booked(peak, "VAE decode, one tile", self.device), forward(self.patcher, _decodes):
-            return self._pixels(samples)
+            faults.reach("decode tile")
+            pixels = self._pixels(samples)
+            faults.reach("decode tile", after=True)
+            return pixels
 
     def decode_tiled(
         self,
@@ -182,28 +191,43 @@ class VAE:
         with _tiled_instead() as out_of_memory:
             self._load(memory_used)
             with Booked(self._encode_peak(pixels.shape), "VAE encode", self.device), forward(self.patcher, _encodes):
-                return self.first_stage_model.encode(pixels)
+                faults.reach("encode")
+                latent = self.first_stage_model.encode(pixels)
+                faults.reach("encode", after=True)
+                return latent
         if out_of_memory:
             logging.warning("Warning: Ran out of memory when regular VAE encoding, retrying with tiled VAE encoding.")
-        tile = self._encode_peak((1, 3, pixels.shape[2], 256, 256))
-        with Booked(tile, "VAE encode, one tile", self.device), forward(self.patcher, _encodes):
-            return self.first_stage_model.encode(pixels)
+        return self.encode_tiled_3d(pixels, tile_x=256, tile_y=256, overlap=(1, 64, 64))
 
     def encode_tiled(
         self,
         pixel_samples: torch.Tensor,
-        tile_x: int = 512,
-        tile_y: int = 512,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
         overlap: int | None = None,
         tile_t: int | None = None,
         overlap_t: int | None = None,
     ) -> torch.Tensor:
         pixels = pixel_samples[..., :3].permute(3, 0, 1, 2)[None].float()
-        cost = self.memory_used_encode((1, 3, pixels.shape[2], tile_y, tile_x), self.vae_dtype)
-        self._load(cost)
-        peak = self._encode_peak((1, 3, pixels.shape[2], tile_y, tile_x))
+        self._load(self.memory_used_encode((1, 3, pixels.shape[2], tile_y or 512, tile_x or 512), self.vae_dtype))
+        return self.encode_tiled_3d(pixels, tile_t or 9999, tile_x or 512, tile_y or 512)
+
+    def encode_tiled_3d(
+        self,
+        samples: torch.Tensor,
+        tile_t: int = 9999,
+        tile_x: int = 512,
+        tile_y: int = 512,
+        overlap: tuple[int, int, int] = (1, 64, 64),
+    ) -> torch.Tensor:
+        """In tiles of so many pixels: one at a time is on the card."""
+        frames, height, width = samples.shape[2:]
+        peak = self._encode_peak((1, 3, min(frames, tile_t), min(height, tile_y), min(width, tile_x)))
         with Booked(peak, "VAE encode, one tile", self.device), forward(self.patcher, _encodes):
-            return self.first_stage_model.encode(pixels)
+            faults.reach("encode tile")
+            latent = self.first_stage_model.encode(samples)
+            faults.reach("encode tile", after=True)
+            return latent
 
     def _decode_peak(self, shape: Any) -> int:
         """Of a latent shape."""

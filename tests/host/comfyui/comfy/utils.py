@@ -1,5 +1,7 @@
 """Progress bars, and the few tensor helpers the stand-in's nodes need."""
 
+import json
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +44,21 @@ class ProgressBar:
 
     def update(self, value: int) -> None:
         self.update_absolute(self.current + value)
+
+
+def save_torch_file(sd: dict[str, torch.Tensor], ckpt: str, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file of 32 bit tensors."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    parts: list[bytes] = []
+    end = 0
+    for name, tensor in sd.items():
+        data = tensor.float().contiguous().numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + len(data)]}
+        parts.append(data)
+        end += len(data)
+    text = json.dumps(header).encode()
+    with open(ckpt, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(parts))
 
 
 def common_upscale(samples: torch.Tensor, width: int, height: int, upscale_method: str, crop: str) -> torch.Tensor:

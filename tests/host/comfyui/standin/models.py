@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from .faults import faults
+
 if TYPE_CHECKING:
     from comfy_aimdo.model_vbar import ModelVBAR
 
@@ -30,6 +32,7 @@ WIDTH = 32
 TEXT_WIDTH = 64
 TEXT_TOKENS = 512
 TOKEN_GRID = (4, 8, 8)
+LATENT_SCALE = 0.4  # what ComfyUI's latent formats do to a latent before it is sampled, and undo after
 
 
 class Tensor(NamedTuple):
@@ -161,10 +164,24 @@ class Block(nn.Module):
         self.query, self.key_value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
         self.ffn = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH))
 
-    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, text: torch.Tensor, kept: dict[str, Any] | None = None, text_kept: dict[str, Any] | None = None
+    ) -> torch.Tensor:
+        """`kept`, `text_kept`: caches of a causal model's earlier tokens and of the text, written to in the order of 0.33's."""
+        faults.reach("attention")
         q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
+        if kept is not None:
+            start, end = kept["end"], kept["end"] + k.shape[1]
+            kept["k"][:, start:end], kept["v"][:, start:end], kept["end"] = k, v, end
+            k, v = kept["k"][:, :end], kept["v"][:, :end]
         x = x + self.out(F.scaled_dot_product_attention(q, k, v))
-        k, v = self.key_value(text).chunk(2, -1)
+        faults.reach("attention", after=True)
+        if text_kept is not None and text_kept.get("is_init"):
+            k, v = text_kept["k"], text_kept["v"]
+        else:
+            k, v = self.key_value(text).chunk(2, -1)
+            if text_kept is not None:
+                text_kept.update(k=k, v=v, is_init=True)
         x = x + F.scaled_dot_product_attention(self.query(self.norm2(x)), k, v)
         return x + self.ffn(self.norm3(x))
 
@@ -178,17 +195,53 @@ class TinyDiT(nn.Module):
         self.blocks = nn.ModuleList([Block(), Block()])
         self.head = nn.Linear(WIDTH, out_channels)
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **options: Any) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, transformer_options: Any = None, **options: Any
+    ) -> torch.Tensor:
+        from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, transformer_options or {})
+
+    def _forward(
+        self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, transformer_options: dict[str, Any]
+    ) -> torch.Tensor:
         frames, height, width = x.shape[2:]
         grid = (min(frames, TOKEN_GRID[0]), 2 * TOKEN_GRID[1], 2 * TOKEN_GRID[2])
         embedded = self.patch_embedding(F.adaptive_avg_pool3d(x, grid))
         shape = embedded.shape[2:]
+        transformer_options["grid_sizes"] = tuple(shape)
         tokens = embedded.flatten(2).transpose(1, 2) + self.time_embedding(timestep.reshape(-1, 1, 1).float())
         text = self.text_embedding(context)
-        for block in self.blocks:
-            tokens = block(tokens, text)
+        causal = transformer_options.get("ar_state")
+        for index, block in enumerate(self.blocks):
+            transformer_options["block_index"] = index
+            kept = (causal["kv_caches"][index], causal["crossattn_caches"][index]) if causal else (None, None)
+            tokens = block(tokens, text, *kept)
         coarse = self.head(tokens).transpose(1, 2).reshape(x.shape[0], -1, *shape)
         return F.interpolate(coarse, size=(frames, height, width), mode="trilinear", align_corners=False)
+
+    # What a causal model offers beside.
+
+    def init_kv_caches(self, batch: int, frames: int) -> list[dict[str, Any]]:
+        tokens = frames * TOKEN_GRID[1] * TOKEN_GRID[2]
+        return [{"k": torch.zeros(batch, tokens, WIDTH), "v": torch.zeros(batch, tokens, WIDTH), "end": 0} for _ in self.blocks]
+
+    def init_crossattn_caches(self) -> list[dict[str, Any]]:
+        return [{"is_init": False} for _ in self.blocks]
+
+
+class FlowSampling:
+    """How a flow model's latent is mixed with noise (0.33, model_sampling.py, CONST)."""
+
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
+        return sigma * noise + (1.0 - sigma) * latent_image
+
+    def inverse_noise_scaling(self, sigma: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        return latent / (1.0 - sigma)
 
 
 class WAN21(StandInModel):
@@ -202,6 +255,7 @@ class WAN21(StandInModel):
         # ComfyUI 0.33, supported_models.py: dim / 2222
         self.memory_usage_factor = self.dim / 2222
         self.latent_format = LatentFormat(self.out_dim, 16 if self.out_dim == 48 else 8)
+        self.model_sampling = FlowSampling()
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
         """ComfyUI's estimate of one forward (0.33, model_base.py)."""
@@ -212,15 +266,55 @@ class WAN21(StandInModel):
             return area * mm.dtype_size(self.dtype) * 0.01 * self.memory_usage_factor * 2**20
         return area * 0.15 * self.memory_usage_factor * 2**20
 
+    def process_latent_in(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent * LATENT_SCALE
+
+    def process_latent_out(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent / LATENT_SCALE
+
     def apply_model(
-        self, x: torch.Tensor, t: torch.Tensor, c_concat: torch.Tensor | None, c_crossattn: torch.Tensor
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: torch.Tensor | None = None,
+        c_crossattn: torch.Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
+        from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+        wrappers = get_all_wrappers(WrappersMP.APPLY_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self._apply_model, self, wrappers)
+        return executor.execute(x, t, c_concat, c_crossattn, control, transformer_options or {}, **kwargs)
+
+    def _apply_model(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: torch.Tensor | None,
+        c_crossattn: torch.Tensor,
+        control: Any,
+        transformer_options: dict[str, Any],
+    ) -> torch.Tensor:
+        """What is left of `x` without its noise."""
+        from comfy import samplers
+
+        given = x
         if self.in_dim > x.shape[1]:
             extra = torch.zeros(x.shape[0], self.in_dim - x.shape[1], *x.shape[2:])
             if c_concat is not None:
                 extra[:, : c_concat.shape[1]] = c_concat[:, : extra.shape[1]]
-            x = torch.cat([x, extra], dim=1)
-        return self.diffusion_model(x, t, c_crossattn)
+            given = torch.cat([x, extra], dim=1)
+        with samplers.on_card_while(self, x, transformer_options):
+            velocity = self.diffusion_model(given, t, c_crossattn, transformer_options.copy())
+        patches = self.current_patcher.patches.values() if self.current_patcher else ()
+        gain = 1.0 + 0.01 * sum(strength for group in patches for strength, *_ in group)
+        return x - t.reshape(-1, 1, 1, 1, 1) * velocity * gain
+
+
+class WAN21_CausalAR(WAN21):  # noqa: N801 - ComfyUI's name
+    """A model that makes a video frame by frame."""
 
 
 class WanTEModel(StandInModel):

@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import comfy.sd
+import comfy.utils
 import folder_paths
 import torch
 
@@ -83,18 +84,8 @@ def save_latent(
 ) -> dict[str, Any]:
     folder, name, number, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
     file = f"{name}_{number:05}_.latent"
-    tensor = samples["samples"].float().contiguous()
-    header: dict[str, Any] = {
-        "latent_tensor": {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [0, tensor.numel() * 4],
-        },
-        "latent_format_version_0": {"dtype": "F32", "shape": [0], "data_offsets": [tensor.numel() * 4] * 2},
-    }
-    text = json.dumps(header).encode()
-    with open(os.path.join(folder, file), "wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text + tensor.numpy().tobytes())
+    tensors = {"latent_tensor": samples["samples"], "latent_format_version_0": torch.tensor([])}
+    comfy.utils.save_torch_file(tensors, os.path.join(folder, file))
     return {"ui": {"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]}, "result": (samples,)}
 
 

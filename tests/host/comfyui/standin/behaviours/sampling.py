@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import CFGGuider, EulerSampler, flow_sigmas
+from comfy.samplers import CFGGuider, flow_sigmas
+from comfy.samplers import ksampler as sampler_named
 from comfy.utils import ProgressBar
 
 from . import node
@@ -29,6 +30,7 @@ def sample(
     latent: dict[str, Any],
     add_noise: bool,
     steps: int,
+    sampler_name: str,
 ) -> dict[str, Any]:
     given = latent["samples"].float()
     channels = model.get_model_object("latent_format").latent_channels
@@ -44,7 +46,7 @@ def sample(
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         bar.update_absolute(step + 1, total)
 
-    samples = guider.sample(noise, given, EulerSampler(), sigmas, callback=callback, seed=seed)
+    samples = guider.sample(noise, given, sampler_named(sampler_name), sigmas, callback=callback, seed=seed)
     return {**latent, "samples": samples}
 
 
@@ -67,7 +69,7 @@ def ksampler(
     denoise: float = 1.0,
 ) -> tuple[dict[str, Any]]:
     sigmas = _sigmas(model, steps, denoise)
-    return (sample(model, sigmas, seed, cfg, positive, negative, latent_image, True, steps),)
+    return (sample(model, sigmas, seed, cfg, positive, negative, latent_image, True, steps, sampler_name),)
 
 
 @node("KSamplerAdvanced", "sample")
@@ -96,4 +98,4 @@ def ksampler_advanced(
         return (latent_image,)
     sigmas = sigmas[start_at_step:]
     noisy = add_noise == "enable"
-    return (sample(model, sigmas, noise_seed, cfg, positive, negative, latent_image, noisy, steps),)
+    return (sample(model, sigmas, noise_seed, cfg, positive, negative, latent_image, noisy, steps, sampler_name),)

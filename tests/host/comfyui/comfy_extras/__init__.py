@@ -1,0 +1,1 @@
+"""Nodes of ComfyUI that are no part of its core."""
