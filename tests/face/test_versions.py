@@ -222,6 +222,11 @@ def quiet(host: HostProcess, session: Session) -> None:
     host.get("/_host/idle?timeout=60")
     client = session.page.evaluate("() => window.comfyAPI.api.api.clientId")
     host.post("/api/v1/hardware/vram/watch", {"client_id": client, "watching": False})
+    # older front ends show what was wrong with a prompt in a dialog over everything
+    masks = session.page.locator(".p-dialog-mask")
+    for _ in range(masks.count()):
+        session.page.keyboard.press("Escape")
+    expect(masks).to_have_count(0, timeout=20_000)
 
 
 def queued(route: Route) -> None:
