@@ -42,20 +42,18 @@ export class NodeBadges {
   switch(on) {
     if (on === this.#on) return;
     this.#on = on;
-    if (on) {
-      this.#state ??= this.#follow({ rev: 0 });
-      for (const [, node] of this.#nodes()) this.created(node);
-    } else {
-      this.#shown.clear();
-      this.#redraw();
-      // after Vue nodes have drawn themselves without: they would not notice that a badge is gone
-      requestAnimationFrame(() => requestAnimationFrame(() => this.#on || this.#detach()));
-    }
+    this.#shown.clear();
+    this.#redraw();
   }
 
-  /** Vue nodes see only the badges that a node is made with. @param {GraphNode} node */
+  /**
+   * Vue nodes see only the badges that a node is made with, so each has one from its start that says nothing until it has something
+   * to say, and nothing again when badges are switched off.
+   * @param {GraphNode} node
+   */
   created(node) {
-    if (!this.#on || !this.#Badge() || !Array.isArray(node.badges) || this.#attached.has(node)) return;
+    this.#state ??= this.#follow({ rev: 0 });
+    if (!this.#Badge() || !Array.isArray(node.badges) || this.#attached.has(node)) return;
     const badge = () => this.#badge(node);
     this.#attached.set(node, badge);
     node.badges.push(badge);
@@ -92,15 +90,6 @@ export class NodeBadges {
 
   #redraw() {
     if (this.#state) this.#state.rev += 1;
-    this.#app.canvas?.setDirty(true, true);
-  }
-
-  #detach() {
-    for (const [, node] of this.#nodes()) {
-      const at = node.badges?.findIndex((badge) => badge === this.#attached.get(node)) ?? -1;
-      if (at >= 0) node.badges?.splice(at, 1);
-      this.#attached.delete(node);
-    }
     this.#app.canvas?.setDirty(true, true);
   }
 
