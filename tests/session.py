@@ -105,6 +105,12 @@ class Session:
         if _without_seeds(self.widgets()) != self._fresh.get(template):
             self.open(template)
 
+    def reload(self) -> None:
+        """The page as it is when it is opened anew; nothing that was under way on it goes on."""
+        self.page.reload()
+        self.page.wait_for_function(READY)
+        expect(self.page.locator(BAR)).to_have_attribute("data-state", "ok", timeout=30_000)
+
     def end(self) -> None:
         """Takes back what a test may have left on this page."""
         self.page.unroute_all(behavior="ignoreErrors")
