@@ -1,6 +1,7 @@
 // Prompts of this page that ran out of memory: what happened is told with what would help.
 
 import { isObject, text } from "./fields.js";
+import { t } from "./strings.js";
 
 /**
  * @import { Answer } from "./answers.js"
@@ -43,7 +44,8 @@ export class Accidents {
     const id = text(detail.prompt_id, "");
     const message = text(detail.exception_message, "").trim();
     if (!OUT_OF_MEMORY.test(`${text(detail.exception_type, "")} ${message}`)) return null;
-    keep(this.#early, id, { node: `${text(detail.node_type, "A node")} (node ${text(detail.node_id, "?")})`, message });
+    const node = t("accident_node", { type: text(detail.node_type, t("accident_some_node")), id: text(detail.node_id, "?") });
+    keep(this.#early, id, { node, message });
     return this.#match(id);
   }
 
@@ -78,12 +80,9 @@ function keep(map, id, value) {
  */
 export function toldOf({ message, posted }, now) {
   const expected = posted.answer?.verdict;
-  const before =
-    expected === "does_not_fit"
-      ? "The check had said so. "
-      : expected === "fits" || expected === "fits_with_offload"
-        ? "The check had expected it to run: its estimate was too low, or less was free than it saw. "
-        : "";
+  const wasWrong = expected === "fits" || expected === "fits_with_offload";
+  const key = expected === "does_not_fit" ? "accident_foreseen" : wasWrong ? "accident_unforeseen" : null;
   const first = message.split("\n", 1)[0] ?? "";
-  return [`ComfyUI reports: ${first.length > 300 ? `${first.slice(0, 300)}…` : first}`, `${before}${now.message}`];
+  const reports = t("accident_reports", { message: first.length > 300 ? `${first.slice(0, 300)}…` : first });
+  return [reports, key ? t(key, { now: now.message }) : now.message];
 }

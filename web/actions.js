@@ -97,9 +97,9 @@ export class Actions {
 export async function messageOf(response) {
   try {
     const body = await response.json();
-    if (isObject(body) && isObject(body.error)) return text(body.error.message, `the server answered ${response.status}`);
+    if (isObject(body) && isObject(body.error)) return text(body.error.message, t("server_answered", { status: response.status }));
   } catch {
     // no JSON: the status has to do
   }
-  return `the server answered ${response.status}`;
+  return t("server_answered", { status: response.status });
 }

@@ -1,6 +1,7 @@
 // What the server says of a prompt, checked once at the door: past this file every field has the type written here.
 
 import { isObject, Malformed, numberOrNull, object, objects, strings, text } from "./fields.js";
+import { t } from "./strings.js";
 
 /**
  * @typedef {{ expected: number, lower: number, upper: number }} Estimate bytes
@@ -74,7 +75,7 @@ export function readAnswer(json) {
   return {
     verdict: /** @type {Verdict} */ (verdict),
     message,
-    card: isObject(body.card) ? text(body.card.name, "this card") : "this card",
+    card: text(isObject(body.card) ? body.card.name : null, t("unnamed_card")),
     total: isObject(body.card) ? numberOrNull(body.card.total_bytes) : null,
     others: Math.max(0, ...objects(body.phases).map((p) => numberOrNull(p.other_programs_bytes) ?? 0)),
     phases,
@@ -91,7 +92,7 @@ export function readAnswer(json) {
 function phase(p) {
   const otherWeights = numberOrNull(p.other_models_bytes) ?? 0;
   return {
-    title: text(p.title, text(p.kind, "Phase")),
+    title: text(p.title, text(p.kind, t("unnamed_phase"))),
     kind: text(p.kind, "other"),
     nodeIds: strings(p.node_ids),
     width: numberOrNull(p.width),
@@ -123,7 +124,7 @@ function estimate(json) {
 function model(m) {
   return {
     role: text(m.role, "other"),
-    file: text(m.file, "unnamed file"),
+    file: text(m.file, t("unnamed_file")),
     bytes: numberOrNull(m.bytes),
     resident: numberOrNull(m.resident_bytes),
     nodeId: text(m.node_id, ""),

@@ -1,6 +1,7 @@
 // The badge of App Mode, where the menu with the bar is hidden.
 
 import { followed, isInAppMode } from "./comfy.js";
+import { t } from "./strings.js";
 
 /** @import { Reading } from "./reading.js" */
 
@@ -17,7 +18,7 @@ export class Badge {
 
   /** @param {Reading | null} reading null: nothing is to be shown */
   show(reading) {
-    const text = reading ? [reading.figure === null ? reading.headline : `VRAM ${reading.headline}`, reading.word].filter(Boolean).join(" ") : "";
+    const text = reading ? [headlineOf(reading), reading.word].filter(Boolean).join(" ") : "";
     if (this.#shown.text === text) return;
     this.#shown.text = text;
     this.#shown.level = reading?.level ?? "";
@@ -32,4 +33,9 @@ export class Badge {
     if (!text) return [];
     return [{ text, variant: VARIANTS[level] ?? "info", icon: "pi pi-microchip", tooltip: spoken }];
   }
+}
+
+/** A bare figure says what it is of. @param {Reading} reading */
+function headlineOf({ figure, headline }) {
+  return figure === null ? headline : t("badge_in_app", { headline });
 }

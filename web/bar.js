@@ -4,11 +4,13 @@ import { Details, LEGEND } from "./details.js";
 import { followTheme, h, icon, markTheme, setAttribute, setText } from "./dom.js";
 import { Levels } from "./levels.js";
 import { detailsOf, readingOf } from "./reading.js";
+import { t } from "./strings.js";
 
 /**
  * @import { IconName } from "./dom.js"
  * @import { Device } from "./status.js"
  * @import { Reading, View } from "./reading.js"
+ * @import { Key } from "./strings.js"
  * @import { Snapshot } from "./status_client.js"
  *
  * @typedef {Omit<View, "level"> & { criticalAt: number }} BarChoices
@@ -18,6 +20,14 @@ export const BAR_ID = "vram-headroom-bar";
 
 /** @type {Readonly<Record<NonNullable<Reading["level"]>, IconName>>} */
 const LEVEL_ICONS = Object.freeze({ ok: "card", high: "card_warning", very_high: "triangle", critical: "octagon" });
+
+/** Verdicts as the last check's words. @type {Readonly<Record<string, Key>>} */
+const VERDICT_KEYS = Object.freeze({
+  fits: "verdict_fits",
+  fits_with_offload: "verdict_fits_with_offload",
+  does_not_fit: "verdict_does_not_fit",
+  unknown: "verdict_unknown",
+});
 
 export class Bar {
   element;
@@ -80,6 +90,7 @@ export class Bar {
     this.#snapshot = snapshot;
     const crossed = snapshot.state === "ok" ? this.#levels.update(snapshot.status?.devices ?? []) : [];
     const reading = readingOf(snapshot, this.#view);
+    this.#details.label();
     const before = this.element.dataset.level;
     if (this.#draw(reading)) {
       // the menu is mounted later than the bar is made; asking for colours at every reading would cost a layout each time
@@ -148,10 +159,16 @@ export class Bar {
 
   #fillDetails() {
     const sections = detailsOf(this.#snapshot, this.#view);
-    if (this.#lastCheck) sections.push({ title: `Last check before queueing: ${this.#lastCheck.replaceAll("_", " ")}`, rows: [] });
+    if (this.#lastCheck) sections.push({ title: t("last_check", { outcome: checkWords(this.#lastCheck) }), rows: [] });
     const devices = this.#snapshot.state === "ok" ? (this.#snapshot.status?.devices ?? []) : [];
     this.#details.fill(sections, devices, this.#view.card);
   }
+}
+
+/** @param {string} note a verdict, or why there is none */
+function checkWords(note) {
+  const key = Object.hasOwn(VERDICT_KEYS, note) ? VERDICT_KEYS[note] : undefined;
+  return key ? t(key) : note.replaceAll("_", " ");
 }
 
 /**

@@ -2,6 +2,7 @@
 // step of undo, and what can't be made whole is not made at all.
 
 import { canonical } from "./content.js";
+import { t } from "./strings.js";
 
 /**
  * @import { Change, ReplaceNode, SetInput } from "./answers.js"
@@ -34,7 +35,7 @@ const SUBGRAPH_OUTPUT = "-20";
  */
 export async function apply(app, prompt, changes) {
   if (differs(prompt, (await app.graphToPrompt()).output, new Set())) {
-    throw new CannotChange("The graph on the canvas is not the one that was checked.");
+    throw new CannotChange(t("canvas_changed"));
   }
   const step = await beginStep(app);
   /** @type {Undo[]} */
@@ -46,7 +47,7 @@ export async function apply(app, prompt, changes) {
     }
     const queued = await app.graphToPrompt();
     const wrong = differs(patched(prompt, changes), queued.output, new Set(changes.map((change) => change.node)));
-    if (wrong) throw new CannotChange(`Node ${wrong} does not take this change from the canvas. Make it by hand, please.`);
+    if (wrong) throw new CannotChange(t("canvas_refuses", { node: wrong }));
     return { queued, done: step };
   } catch (error) {
     for (const undo of undos.reverse()) undo();
@@ -83,7 +84,7 @@ async function beginStep(app) {
 /** @param {ComfyApp} app @param {SetInput} change @param {Undo[]} undos */
 function setInput(app, { node, input, value }, undos) {
   const places = widgetsBehind(chainTo(app, node), input);
-  if (places.length === 0) throw new CannotChange(`${input} of node ${node} is no widget on the canvas.`);
+  if (places.length === 0) throw new CannotChange(t("canvas_no_widget", { input, node }));
   for (const at of places) {
     const before = at.widget.value;
     undos.push(() => setWidget(app, at, before));
@@ -114,7 +115,7 @@ function chainTo(app, id) {
   for (const part of id.split(":")) {
     /** @type {GraphNode | undefined} */
     const node = graph && nodeIn(graph, part);
-    if (!node) throw new CannotChange(`Node ${id} is not on the canvas.`);
+    if (!node) throw new CannotChange(t("canvas_no_node", { node: id }));
     chain.push(node);
     graph = node.subgraph;
   }
@@ -165,7 +166,7 @@ function linksOf(node) {
 function replaceNode(app, { node: id, classType, inputs }, undos) {
   const old = /** @type {GraphNode} */ (chainTo(app, id).at(-1));
   const fresh = window.LiteGraph?.createNode(classType);
-  if (!fresh) throw new CannotChange(`This ComfyUI has no node ${classType}.`);
+  if (!fresh) throw new CannotChange(t("canvas_no_class", { type: classType }));
   fresh.pos = Array.from(old.pos);
   fresh.mode = old.mode;
   undos.push(() => swap(fresh, old));
@@ -220,7 +221,7 @@ function patched(prompt, changes) {
   const next = structuredClone(prompt);
   for (const change of changes) {
     const node = next[change.node];
-    if (!node) throw new CannotChange(`Node ${change.node} is not in the prompt.`);
+    if (!node) throw new CannotChange(t("canvas_not_in_prompt", { node: change.node }));
     if ("classType" in change) next[change.node] = { ...node, class_type: change.classType, inputs: change.inputs };
     else node.inputs[change.input] = Array.isArray(change.value) ? { __value__: change.value } : change.value;
   }

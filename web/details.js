@@ -1,6 +1,7 @@
 // The panel below the bar: a button toggles it; resting the pointer on the bar shows it for as long.
 
-import { h } from "./dom.js";
+import { h, setAttribute } from "./dom.js";
+import { t } from "./strings.js";
 import { deviceWords } from "./text.js";
 
 /**
@@ -11,10 +12,11 @@ import { deviceWords } from "./text.js";
 const DETAILS_ID = "vram-headroom-details";
 const HOVER_MS = 250;
 
+/** The kinds of memory in the bar, with the keys of their words. */
 export const LEGEND = /** @type {const} */ ([
-  ["in-use", "in use"],
-  ["reclaimable", "can be given back"],
-  ["others", "other programs"],
+  ["in-use", "share_in_use"],
+  ["reclaimable", "share_reclaimable"],
+  ["others", "part_others"],
 ]);
 
 export class Details {
@@ -36,21 +38,26 @@ export class Details {
     this.button = h("button", {
       type: "button",
       class: "vrh-button",
-      "aria-label": "VRAM details",
       "aria-expanded": "false",
       "aria-controls": DETAILS_ID,
     });
     this.panel = h(
       "div",
-      { id: DETAILS_ID, class: "vrh-details", popover: "manual", role: "group", "aria-label": "VRAM details", tabindex: "0" },
+      { id: DETAILS_ID, class: "vrh-details", popover: "manual", role: "group", tabindex: "0" },
       this.#cards,
       this.#facts,
     );
+    this.label();
     this.button.addEventListener("click", () => (this.#mode === "pinned" ? this.close() : this.#open("pinned")));
     for (const element of [this.button, this.panel]) {
       element.onpointerenter = (event) => this.#hover(event, true);
       element.onpointerleave = (event) => this.#hover(event, false);
     }
+  }
+
+  /** Again at every reading: a translation may arrive after the bar was made. */
+  label() {
+    for (const element of [this.button, this.panel]) setAttribute(element, "aria-label", t("details_name"));
   }
 
   get isOpen() {
@@ -73,7 +80,7 @@ export class Details {
     const drawn = JSON.stringify(sections);
     if (drawn === this.#drawn) return;
     this.#drawn = drawn;
-    const legend = LEGEND.map(([kind, words]) => h("span", {}, h("i", { "data-kind": kind }), words));
+    const legend = LEGEND.map(([kind, words]) => h("span", {}, h("i", { "data-kind": kind }), t(words)));
     this.#facts.replaceChildren(...sections.map(drawSection), h("p", { class: "vrh-legend" }, ...legend));
     if (this.isOpen) this.#place();
   }
@@ -98,8 +105,8 @@ export class Details {
       h(
         "fieldset",
         { class: "vrh-cards" },
-        h("legend", {}, "Shown in the bar"),
-        choice("fullest", "the fullest"),
+        h("legend", {}, t("cards_legend")),
+        choice("fullest", t("cards_fullest")),
         ...cards.map((d) => choice(d.index, deviceWords(d))),
       ),
     );

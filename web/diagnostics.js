@@ -1,4 +1,5 @@
-// A report a person can paste into an issue: what the pack saw, without the texts of their prompts.
+// A report a person can paste into an issue: what the pack saw, without the texts of their prompts. English in every language, as the
+// people who read issues need it.
 
 /**
  * @typedef {object} Facts
@@ -6,12 +7,12 @@
  * @property {unknown} [check] what it says of the graph
  * @property {string} [error] of the run
  * @property {Record<string, unknown>} settings
- * @property {string} frontend its version
+ * @property {string | undefined} frontend its version
  */
 
 /** @param {Facts} facts */
 export function report(facts) {
-  const { frontend, settings, status, check, error } = facts;
+  const { frontend = "not known", settings, status, check, error } = facts;
   const body = { frontend, browser: navigator.userAgent, settings, ...(error ? { error } : {}), status, ...(check ? { check } : {}) };
   return `VRAM Headroom diagnostics\n\`\`\`json\n${JSON.stringify(body, null, 1)}\n\`\`\`\n`;
 }

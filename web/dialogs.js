@@ -6,6 +6,7 @@ import * as comfy from "./comfy.js";
 import { graphKey } from "./content.js";
 import { copy, report } from "./diagnostics.js";
 import { headingOf, question, sentencesOf } from "./question.js";
+import { t } from "./strings.js";
 
 /**
  * @import { Accident } from "./accidents.js"
@@ -35,10 +36,10 @@ export class Dialogs {
     const decision = await question({
       answer,
       heading: headingOf(answer),
-      told: refused ? ["This server is set up to refuse it.", ...told] : told,
-      cancel: "Cancel",
-      run: "Run anyway",
-      apply: "Apply and run",
+      told: refused ? [t("question_refused"), ...told] : told,
+      cancel: t("choice_cancel"),
+      run: t("choice_run"),
+      apply: t("choice_apply_and_run"),
       make: maker.make,
       remembered: this.#remembered.has(graphKey(prompt)),
       copy: () => this.#copy(answer),
@@ -52,11 +53,11 @@ export class Dialogs {
     const maker = makerOf(accident.posted.output);
     const { choice } = await question({
       answer,
-      heading: `${accident.node} ran out of memory`,
+      heading: t("ran_out", { node: accident.node }),
       told: toldOf(accident, answer),
       failed: true,
-      cancel: "Close",
-      apply: "Apply and run",
+      cancel: t("choice_close"),
+      apply: t("choice_apply_and_run"),
       make: maker.make,
       copy: () => this.#copy(answer, `${accident.node}: ${accident.message}`),
     });
@@ -77,8 +78,8 @@ export class Dialogs {
       answer,
       heading: headingOf(answer),
       told: sentencesOf(answer),
-      cancel: "Close",
-      apply: "Apply",
+      cancel: t("choice_close"),
+      apply: t("choice_apply"),
       make: maker.make,
       remembered: this.#remembered.has(graph),
       copy: () => this.#copy(answer),
@@ -90,7 +91,7 @@ export class Dialogs {
   /** @param {Answer} [answer] @param {string} [error] */
   async #copy(answer, error) {
     const status = await comfy.fetchStatus().then((response) => response.json()).catch(String);
-    const frontend = window.__COMFYUI_FRONTEND_VERSION__ ?? "not known";
+    const frontend = window.__COMFYUI_FRONTEND_VERSION__;
     return copy(report({ status, frontend, settings: this.#settings(), ...(answer ? { check: answer.raw } : {}), ...(error ? { error } : {}) }));
   }
 }

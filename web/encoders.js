@@ -3,6 +3,7 @@
 import { messageOf } from "./actions.js";
 import { isObject, jsonOf, numberOrNull } from "./fields.js";
 import { readStatus } from "./status.js";
+import { t } from "./strings.js";
 import { size } from "./text.js";
 
 /**
@@ -16,7 +17,7 @@ import { size } from "./text.js";
 export async function offloadEncoders({ status, post }) {
   const { models } = readStatus(await jsonOf(await status()));
   const there = models.filter((model) => model.role === "text_encoder" && model.bytesOnCard > 0);
-  if (!there.length) return { severity: "info", summary: "No text encoder is on the card", detail: "There is nothing to offload." };
+  if (!there.length) return { severity: "info", summary: t("encoders_none"), detail: t("encoders_none_detail") };
   let freed = 0;
   let waiting = 0;
   /** @type {string[]} */
@@ -31,7 +32,7 @@ export async function offloadEncoders({ status, post }) {
       freed += isObject(body) ? (numberOrNull(body.freed_bytes) ?? 0) : 0;
     }
   }
-  if (refused.length) return { severity: "warn", summary: "The text encoder stays on the card", detail: refused.join(" ") };
-  if (waiting) return { severity: "info", summary: "The text encoder will leave the card", detail: "As soon as the node that runs has ended." };
-  return { severity: "success", summary: "The text encoder is off the card", detail: `${size(freed)} freed.` };
+  if (refused.length) return { severity: "warn", summary: t("encoders_stay"), detail: refused.join(" ") };
+  if (waiting) return { severity: "info", summary: t("encoders_wait"), detail: t("encoders_wait_detail") };
+  return { severity: "success", summary: t("encoders_off"), detail: t("encoders_off_detail", { freed: size(freed) }) };
 }

@@ -1,11 +1,13 @@
 // What a JSON answer must look like, field by field. What is indispensable and missing raises Malformed; the rest has a fallback.
 
+import { t } from "./strings.js";
+
 /** The server said something, but not what was agreed. */
 export class Malformed extends Error {}
 
 /** @param {Response} response @returns {Promise<unknown>} */
 export async function jsonOf(response) {
-  if (!response.ok) throw new Malformed(`the server answered ${response.status}`);
+  if (!response.ok) throw new Malformed(t("server_answered", { status: response.status }));
   try {
     return await response.json();
   } catch (error) {

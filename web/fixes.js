@@ -1,6 +1,7 @@
 // The ranked fixes in the dialog: one to choose of those that change the graph, and those a person has to make.
 
 import { h } from "./dom.js";
+import { t } from "./strings.js";
 import { costWords, size } from "./text.js";
 
 /** @import { Fix } from "./answers.js" */
@@ -23,7 +24,7 @@ export function fixChooser(fixes, canMake) {
     return row(fix, radio);
   });
   const chosen = () => [...radios].find(([, radio]) => radio.checked)?.[0];
-  return { elements: [h("fieldset", { class: "vrh-fixes" }, h("legend", {}, "What would help"), ...rows)], chosen };
+  return { elements: [h("fieldset", { class: "vrh-fixes" }, h("legend", {}, t("fixes_legend")), ...rows)], chosen };
 }
 
 /** @param {Fix} fix @param {HTMLInputElement | null} radio */
@@ -34,7 +35,7 @@ function row(fix, radio) {
     { class: "vrh-fix-words" },
     h("span", {}, fix.title),
     ...(cost ? [h("small", {}, cost)] : []),
-    ...(radio || fix.changes.length ? [] : [h("small", {}, "by hand: nothing in the graph changes")]),
+    ...(radio || fix.changes.length ? [] : [h("small", {}, t("fix_by_hand"))]),
   );
   const saved = h("span", { class: "vrh-fix-saves" }, ...(fix.saves > 0 ? [`−${size(fix.saves)}`] : []));
   const mark = radio ?? h("i", { class: "vrh-fix-mark", "aria-hidden": "true" });

@@ -4,6 +4,7 @@ import { readAnswer } from "./answers.js";
 import { contentKey, graphKey } from "./content.js";
 import { isObject, jsonOf } from "./fields.js";
 import { untilAborted } from "./status_client.js";
+import { t } from "./strings.js";
 
 /**
  * @import { Answer } from "./answers.js"
@@ -195,7 +196,7 @@ export class Preflight {
     try {
       await withPatience(PATIENCE_MS, (signal) => this.#parts.allow(JSON.stringify({ prompt: output }), signal));
     } catch (error) {
-      this.#note(`not allowed: ${reasonOf(error)}`);
+      this.#note(t("check_not_allowed", { reason: reasonOf(error) }));
     }
   }
 
@@ -211,7 +212,7 @@ export class Preflight {
       }
       return await ruling;
     } catch (error) {
-      this.#note(`not checked: ${reasonOf(error)}`);
+      this.#note(t("check_not_made", { reason: reasonOf(error) }));
       return { outcome: "run" };
     }
   }
@@ -243,7 +244,7 @@ export class Preflight {
       const more = await this.#ask(output, targets, true);
       return more.verdict === answer.verdict ? more : answer;
     } catch (error) {
-      this.#note(`no fixes: ${reasonOf(error)}`);
+      this.#note(t("check_no_fixes", { reason: reasonOf(error) }));
       return answer;
     }
   }
@@ -260,7 +261,7 @@ export class Preflight {
       }
       return ruling;
     } catch (problem) {
-      this.#note(`refused, and not asked: ${reasonOf(problem)}`);
+      this.#note(t("check_not_asked", { reason: reasonOf(problem) }));
       return null;
     }
   }
@@ -315,7 +316,7 @@ export class Preflight {
  */
 async function withPatience(ms, work) {
   const controller = new AbortController();
-  const timeout = setTimeout(() => controller.abort(new Error(`no answer within ${ms / 1000} s`)), ms);
+  const timeout = setTimeout(() => controller.abort(new Error(t("no_answer_within", { seconds: ms / 1000 }))), ms);
   try {
     return await untilAborted(controller.signal, work(controller.signal));
   } finally {
@@ -327,10 +328,10 @@ async function withPatience(ms, work) {
 function toastsFor({ verdict, message, ram }) {
   /** @type {Toast[]} */
   const toasts = [];
-  if (verdict === "fits_with_offload") toasts.push({ severity: "info", summary: "Fits with offloading", detail: message });
-  if (verdict === "does_not_fit") toasts.push({ severity: "warn", summary: "Does not fit this card", detail: message });
+  if (verdict === "fits_with_offload") toasts.push({ severity: "info", summary: t("toast_offload"), detail: message });
+  if (verdict === "does_not_fit") toasts.push({ severity: "warn", summary: t("toast_does_not_fit"), detail: message });
   if (ram && (ram.verdict === "does_not_fit" || ram.short > 0)) {
-    toasts.push({ severity: "warn", summary: "Not enough system memory", detail: ram.message });
+    toasts.push({ severity: "warn", summary: t("toast_ram"), detail: ram.message });
   }
   return toasts;
 }

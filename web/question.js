@@ -2,6 +2,7 @@
 
 import { h, icon, isOnLight, setText } from "./dom.js";
 import { fixChooser } from "./fixes.js";
+import { t } from "./strings.js";
 import { offender, stretches, timeline } from "./timeline.js";
 import { neededWords, roleWord, shapeWords, size, sizeOrUnknown } from "./text.js";
 
@@ -46,11 +47,11 @@ export function question(ask) {
 export function headingOf(answer) {
   const index = answer.verdict === "does_not_fit" ? offender(answer) : null;
   const phase = index === null ? undefined : answer.phases[index];
-  if (phase) return `${phase.title} does not fit this card`;
-  if (answer.verdict === "does_not_fit") return "This graph does not fit this card";
-  if (answer.ram?.verdict === "does_not_fit") return "This graph needs more system memory than there is";
-  if (answer.verdict === "fits_with_offload") return "This graph fits with offloading";
-  return answer.verdict === "fits" ? "This graph fits" : "It is not known whether this graph fits";
+  if (phase) return t("heading_phase", { phase: phase.title });
+  if (answer.verdict === "does_not_fit") return t("heading_graph");
+  if (answer.ram?.verdict === "does_not_fit") return t("heading_ram");
+  if (answer.verdict === "fits_with_offload") return t("heading_offload");
+  return t(answer.verdict === "fits" ? "heading_fits" : "heading_unknown");
 }
 
 /** The card's sentence, and system memory's own where that is short. @param {Answer} answer @returns {string[]} */
@@ -82,7 +83,7 @@ function open(ask) {
     ),
     h(
       "div",
-      { class: "vrh-question-body", tabindex: "0", role: "group", "aria-label": "Details and fixes" },
+      { class: "vrh-question-body", tabindex: "0", role: "group", "aria-label": t("question_body") },
       ...timeline(answer, marked),
       ...fixes.elements,
       ...figures(answer, marked),
@@ -94,7 +95,7 @@ function open(ask) {
       h(
         "div",
         { class: "vrh-question-aside" },
-        ...(ask.remembered === undefined ? [] : [h("label", {}, remember, "don't ask again for this graph")]),
+        ...(ask.remembered === undefined ? [] : [h("label", {}, remember, t("question_remember"))]),
         ...(ask.copy ? [copyButton(ask.copy)] : []),
       ),
       h("div", { class: "vrh-question-choices" }, cancel, ...run, ...apply),
@@ -151,13 +152,12 @@ function button(decision, label) {
 
 /** @param {() => Promise<boolean>} copy */
 function copyButton(copy) {
-  const words = "Copy diagnostics";
-  const element = h("button", { type: "button", class: "vrh-copy" }, words);
+  const element = h("button", { type: "button", class: "vrh-copy" }, t("copy"));
   const told = h("span", { class: "vrh-spoken", role: "status" });
   element.addEventListener("click", async () => {
     const done = await copy().catch(() => false);
-    setText(element, done ? "Copied" : "The browser does not allow it");
-    setText(told, done ? "Diagnostics copied" : "The browser does not allow copying");
+    setText(element, t(done ? "copy_done" : "copy_refused"));
+    setText(told, t(done ? "copy_done_spoken" : "copy_refused_spoken"));
   });
   return h("span", {}, element, told);
 }
@@ -187,18 +187,18 @@ function keepEventsInside(dialog) {
 /** Every number there is, for whoever wants them. @param {Answer} answer @param {number | null} marked @returns {HTMLElement[]} */
 function figures(answer, marked) {
   const parts = [...phases(answer, marked), ...models(answer.models), ...assumptions(answer.assumptions)];
-  return parts.length ? [h("details", { class: "vrh-figures" }, h("summary", {}, "All figures"), ...parts)] : [];
+  return parts.length ? [h("details", { class: "vrh-figures" }, h("summary", {}, t("figures")), ...parts)] : [];
 }
 
 /** @param {Answer} answer @param {number | null} marked @returns {HTMLElement[]} */
 function phases(answer, marked) {
   if (answer.phases.length === 0) return [];
-  const head = ["Phase", "Needs beside weights", "Can be free", "Outcome"].map((words) => h("th", { scope: "col" }, words));
+  const head = [t("column_phase"), t("column_needs"), t("column_free"), t("column_outcome")].map((words) => h("th", { scope: "col" }, words));
   return [
     h(
       "table",
       { class: "vrh-phase-table" },
-      h("caption", {}, "Phases of the run"),
+      h("caption", {}, t("phases_name")),
       h("thead", {}, h("tr", {}, ...head)),
       h("tbody", {}, ...stretches(answer, marked).map(phaseRow)),
     ),
@@ -210,8 +210,8 @@ function phaseRow({ phase, times, marked }) {
   const shape = shapeWords(phase);
   const short = phase.short > 0 || marked;
   const known = phase.needed !== null && phase.available !== null;
-  const outcome = phase.short > 0 ? `short by ${size(phase.short)}` : marked ? "does not fit" : known ? "fits" : "not known";
-  const name = times > 1 ? `${phase.title} ×${times}` : phase.title;
+  const outcome = phase.short > 0 ? t("phase_short", { size: size(phase.short) }) : t(marked ? "outcome_does_not_fit" : known ? "outcome_fits" : "not_known");
+  const name = times > 1 ? t("phase_times", { title: phase.title, n: times }) : phase.title;
   return h(
     "tr",
     { "data-short": String(short), ...(marked ? { "data-offender": "true" } : {}) },
@@ -228,12 +228,12 @@ function models(list) {
   const rows = list.map((m) =>
     h("tr", {}, h("th", { scope: "row" }, m.file), h("td", {}, roleWord(m.role)), h("td", {}, sizeOrUnknown(m.bytes))),
   );
-  const head = ["File", "Role", "Size"].map((words) => h("th", { scope: "col" }, words));
+  const head = [t("column_file"), t("column_role"), t("column_size")].map((words) => h("th", { scope: "col" }, words));
   return [
     h(
       "table",
       { class: "vrh-models" },
-      h("caption", {}, "Models"),
+      h("caption", {}, t("models_title")),
       h("thead", {}, h("tr", {}, ...head)),
       h("tbody", {}, ...rows),
     ),
@@ -244,5 +244,5 @@ function models(list) {
 function assumptions(list) {
   if (list.length === 0) return [];
   const items = list.map((assumption) => h("li", {}, assumption));
-  return [h("div", { class: "vrh-assumptions" }, h("p", {}, "Assumptions"), h("ul", {}, ...items))];
+  return [h("div", { class: "vrh-assumptions" }, h("p", {}, t("assumptions")), h("ul", {}, ...items))];
 }

@@ -1,11 +1,13 @@
 // From a snapshot to what the bar and its details show: words, shares and the level, without touching the page.
 
+import { t } from "./strings.js";
 import { deviceWords, gigabytes, levelWord, placementWords, roleWord, size, sizeOrUnknown, wholePercent } from "./text.js";
 
 /**
  * @import { Component, Device, Pipeline, Status } from "./status.js"
  * @import { Snapshot } from "./status_client.js"
  * @import { Level } from "./levels.js"
+ * @import { Key } from "./strings.js"
  *
  * @typedef {{ inUse: number, reclaimable: number, others: number }} Shares percent of the card; the rest is free
  *
@@ -34,30 +36,34 @@ import { deviceWords, gigabytes, levelWord, placementWords, roleWord, size, size
  * @typedef {{ title: string, rows: Row[], dot?: Dot }} Section
  */
 
-/** @type {Readonly<Record<Exclude<Snapshot["state"], "ok">, { headline: string, spoken: string }>>} */
+/** @type {Readonly<Record<Exclude<Snapshot["state"], "ok">, { headline: Key, spoken: Key }>>} */
 const WITHOUT_A_CARD = Object.freeze({
-  loading: { headline: "VRAM …", spoken: "VRAM, waiting for the first reading" },
-  no_gpu: { headline: "No GPU", spoken: "No GPU: ComfyUI runs on the CPU" },
-  error: { headline: "VRAM ?", spoken: "VRAM not known" },
-  disconnected: { headline: "VRAM offline", spoken: "VRAM not known" },
+  loading: { headline: "bar_loading", spoken: "spoken_loading" },
+  no_gpu: { headline: "bar_no_gpu", spoken: "spoken_no_gpu" },
+  error: { headline: "bar_error", spoken: "spoken_unknown" },
+  disconnected: { headline: "bar_offline", spoken: "spoken_unknown" },
 });
+
+/** @type {Readonly<Record<Dot, Key>>} */
+const DOT_KEYS = Object.freeze({ active: "dot_active", idle: "dot_idle", offloaded: "dot_offloaded" });
 
 /** @param {Snapshot} snapshot @param {View} view @returns {Reading} */
 export function readingOf(snapshot, view) {
   const device = snapshot.state === "ok" && snapshot.status ? chosen(snapshot.status.devices, view.card) : null;
   if (device) return cardReading(device, view, (snapshot.status?.devices.length ?? 0) > 1);
   const state = snapshot.state === "ok" ? "no_gpu" : snapshot.state;
-  const { headline, spoken } = WITHOUT_A_CARD[state];
+  const keys = WITHOUT_A_CARD[state];
+  const spoken = t(keys.spoken);
   return {
     state,
     level: null,
     figure: null,
     pressure: null,
-    label: "VRAM",
-    headline,
+    label: t("bar_name"),
+    headline: t(keys.headline),
     word: "",
     amount: "",
-    spoken: snapshot.reason ? `${spoken}: ${snapshot.reason}` : spoken,
+    spoken: snapshot.reason ? t("spoken_because", { told: spoken, reason: snapshot.reason }) : spoken,
     shares: null,
     device: null,
     stale: false,
@@ -67,9 +73,9 @@ export function readingOf(snapshot, view) {
 /** What the bar's details list. @param {Snapshot} snapshot @param {View} view @returns {Section[]} */
 export function detailsOf(snapshot, view) {
   const { state, status, reason } = snapshot;
-  if (state === "loading") return [note("Waiting for the first reading")];
-  if (state === "error" || state === "disconnected") return [note(`No reading: ${reason}. Trying again every ${view.pollSeconds} s.`)];
-  if (!status || status.devices.length === 0) return [note("No GPU: ComfyUI runs on the CPU, so there is no VRAM to watch.")];
+  if (state === "loading") return [note(t("details_waiting"))];
+  if (state === "error" || state === "disconnected") return [note(t("no_reading", { reason, seconds: view.pollSeconds }))];
+  if (!status || status.devices.length === 0) return [note(t("no_gpu"))];
   const several = status.devices.length > 1;
   return [
     ...status.devices.map((device) => deviceSection(device, view, several)),
@@ -90,21 +96,24 @@ function cardReading(device, view, several) {
   const level = view.level(device);
   const pressure = wholePercent(device.pressure);
   const used = wholePercent((100 * device.used) / device.total);
-  const figure = view.shows === "used" ? used : pressure;
-  const held = `${gigabytes(device.used)} of ${size(device.total)}`;
-  const amount = level === "critical" ? `${size(device.reclaimableFree)} left` : held;
-  const name = several ? `GPU ${device.index}, ` : "";
-  const told = view.shows === "used" ? `VRAM ${used} percent used, pressure ${pressure} percent` : `VRAM pressure ${pressure} percent`;
+  const showsUsed = view.shows === "used";
+  const figure = showsUsed ? used : pressure;
+  const held = t("bar_held", { used: gigabytes(device.used), total: size(device.total) });
+  const alone = level === "critical" ? t("bar_left", { size: size(device.reclaimableFree) }) : held;
+  const amount = several ? t("bar_amount_of_card", { index: device.index, amount: alone }) : alone;
+  const facts = { used, pressure, level: levelWord(level) || t("level_ok"), held };
+  const told = t(showsUsed ? "spoken_used" : "spoken_pressure", facts);
+  const spoken = several ? t("spoken_of_card", { index: device.index, told }) : told;
   return {
     state: "ok",
     level,
     figure,
     pressure,
-    label: view.shows === "used" ? "VRAM used" : "VRAM pressure",
-    headline: view.shows === "used" ? `${figure} % used` : `${figure} %`,
+    label: t(showsUsed ? "bar_used" : "bar_pressure"),
+    headline: showsUsed ? t("bar_percent_used", { used }) : `${figure} %`,
     word: levelWord(level),
-    amount: [several ? `GPU ${device.index}:` : "", amount, device.stale ? "(old)" : ""].filter(Boolean).join(" "),
-    spoken: `${name}${told}, ${levelWord(level) || "ok"}, ${held} used${device.stale ? ", an old reading" : ""}`,
+    amount: device.stale ? t("bar_amount_old", { amount }) : amount,
+    spoken: device.stale ? t("spoken_old", { told: spoken }) : spoken,
     shares: sharesOf(device),
     device,
     stale: device.stale,
@@ -137,29 +146,30 @@ function clamp(value, most) {
 function deviceSection(device, view, several) {
   const level = levelWord(view.level(device));
   const rows = [
-    { label: "Pressure", value: `${wholePercent(device.pressure)} %${level ? `, ${level}` : ""}` },
-    { label: "Total", value: size(device.total) },
-    { label: "Used", value: `${size(device.used)} (${wholePercent((100 * device.used) / device.total)} %)` },
-    { label: "Free", value: size(device.free) },
-    { label: "Can be given back", value: size(Math.max(0, device.reclaimableFree - device.free)) },
-    { label: "Reserved", value: sizeOrUnknown(device.reserved) },
-    { label: "Active", value: sizeOrUnknown(device.active) },
-    { label: "ComfyUI", value: sizeOrUnknown(device.ours) },
-    { label: "Other programs", value: sizeOrUnknown(device.others) },
+    { label: t("fact_pressure"), value: `${wholePercent(device.pressure)} %${level ? `, ${level}` : ""}` },
+    { label: t("fact_total"), value: size(device.total) },
+    { label: t("fact_used"), value: `${size(device.used)} (${wholePercent((100 * device.used) / device.total)} %)` },
+    { label: t("fact_free"), value: size(device.free) },
+    { label: t("fact_back"), value: size(Math.max(0, device.reclaimableFree - device.free)) },
+    { label: t("fact_reserved"), value: sizeOrUnknown(device.reserved) },
+    { label: t("fact_active"), value: sizeOrUnknown(device.active) },
+    { label: t("fact_ours"), value: sizeOrUnknown(device.ours) },
+    { label: t("fact_others"), value: sizeOrUnknown(device.others) },
   ];
-  if (device.stale) rows.push({ label: "Reading", value: `${Math.round(device.age)} s old` });
+  if (device.stale) rows.push({ label: t("fact_reading"), value: t("fact_age", { seconds: Math.round(device.age) }) });
   return { title: several ? deviceWords(device) : device.name, rows };
 }
 
 /** @param {Pipeline} pipeline @returns {Section} */
 function pipelineSection(pipeline) {
   return {
-    title: `Pipeline ${pipeline.name}, ${pipeline.state}`,
+    title: t("details_pipeline", { name: pipeline.name, state: t(DOT_KEYS[pipeline.state]) }),
     dot: pipeline.state,
     rows: pipeline.components.map((component) => {
       const dot = dotOf(component, pipeline.state);
       const { name, role, bytes } = component;
-      return { label: `${name} (${roleWord(role)})`, value: `${size(bytes)}, ${placementWords(component)}, ${dot}`, dot };
+      const value = t("details_placed", { size: size(bytes), placement: placementWords(component), state: t(DOT_KEYS[dot]) });
+      return { label: t("details_component", { name, role: roleWord(role) }), value, dot };
     }),
   };
 }
@@ -176,9 +186,10 @@ function otherModels(status) {
     .filter((m) => !m.registered)
     .map((m) => {
       const dot = /** @type {Dot} */ (m.bytesOnCard === 0 ? "offloaded" : m.inUse ? "active" : "idle");
-      return { label: m.name, value: `${size(m.bytesOnCard)} of ${size(m.bytes)} on the card, ${dot}`, dot };
+      const value = t("details_other", { size: size(m.bytesOnCard), total: size(m.bytes), state: t(DOT_KEYS[dot]) });
+      return { label: m.name, value, dot };
     });
-  return rows.length ? [{ title: "Other models ComfyUI holds", rows }] : [];
+  return rows.length ? [{ title: t("details_others"), rows }] : [];
 }
 
 /** @param {string} text @returns {Section} */

@@ -1,6 +1,7 @@
 // What the server says of its cards, checked once at the door: past this file every field has the type written here.
 
 import { isObject, list, number, numberOrNull, object, objects, oneOf, text } from "./fields.js";
+import { t } from "./strings.js";
 
 /**
  * @typedef {object} Device
@@ -125,7 +126,7 @@ function device(json) {
 function pipeline(json) {
   const p = object(json, "a pipeline");
   return {
-    name: text(p.name, "pipeline"),
+    name: text(p.name, t("unnamed_pipeline")),
     state: /** @type {PipelineState} */ (oneOf(p.state, STATES, "idle")),
     components: list(p.components ?? [], "components").map(component),
   };
@@ -136,7 +137,7 @@ function component(json) {
   const c = object(json, "a component");
   const bytes = numberOrNull(c.bytes) ?? 0;
   return {
-    name: text(c.name, "model"),
+    name: text(c.name, t("unnamed_model")),
     role: /** @type {Component["role"]} */ (oneOf(c.role, ROLES, "other")),
     placement: /** @type {Component["placement"]} */ (oneOf(c.placement, PLACEMENTS, "cpu")),
     bytes,
@@ -158,7 +159,7 @@ function component(json) {
 function loadedModel(json) {
   const m = object(json, "a loaded model");
   return {
-    name: text(m.name, "model"),
+    name: text(m.name, t("unnamed_model")),
     file: text(m.file, ""),
     role: /** @type {Role} */ (oneOf(m.role, ROLES, "other")),
     dtype: text(m.dtype, ""),

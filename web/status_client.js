@@ -2,6 +2,7 @@
 
 import { jsonOf } from "./fields.js";
 import { readStatus } from "./status.js";
+import { t } from "./strings.js";
 
 /**
  * @import { Status } from "./status.js"
@@ -87,7 +88,7 @@ export class StatusClient {
 
   /** The host's own connection dropped: said at once, without waiting for a request to fail. */
   connectionLost() {
-    if (this.#running) this.#publish({ ...this.snapshot, state: "disconnected", reason: "ComfyUI does not answer" });
+    if (this.#running) this.#publish({ ...this.snapshot, state: "disconnected", reason: t("no_answer") });
   }
 
   /** @param {number} delay */
@@ -155,9 +156,9 @@ function read(json) {
  * @returns {{ state: "error" | "disconnected", reason: string }}
  */
 function failure(error, timedOut) {
-  if (timedOut) return { state: "error", reason: `no answer within ${TIMEOUT_MS / 1000} s` };
+  if (timedOut) return { state: "error", reason: t("no_answer_within", { seconds: TIMEOUT_MS / 1000 }) };
   // fetch reports every kind of lost connection as a TypeError.
-  if (error instanceof TypeError) return { state: "disconnected", reason: "ComfyUI does not answer" };
+  if (error instanceof TypeError) return { state: "disconnected", reason: t("no_answer") };
   return { state: "error", reason: error instanceof Error ? error.message : String(error) };
 }
 

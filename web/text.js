@@ -1,4 +1,4 @@
-// Numbers and words: every figure and sentence the browser side shows is made here.
+// Numbers and words: how every figure the browser side shows is written, and the words that stand beside figures in several places.
 
 import { t } from "./strings.js";
 
@@ -15,16 +15,15 @@ const MIB = 2 ** 20;
 /** @type {Readonly<Record<Exclude<Level, "ok">, Key>>} */
 const LEVEL_KEYS = Object.freeze({ high: "level_high", very_high: "level_very_high", critical: "level_critical" });
 
-/** What a fix does to the result. @type {Readonly<Record<Fix["picture"], string>>} */
-const PICTURE_WORDS = Object.freeze({
-  "": "",
-  nothing: "the same picture",
-  slower: "the same picture, later",
-  tiled: "decoded in overlapping tiles, whose seams may show faintly",
-  fewer: "fewer videos at once, each the same",
-  lower_precision: "nearly the same picture: the weights are less precise",
-  shorter: "a shorter video",
-  smaller: "a smaller picture",
+/** What a fix does to the result. @type {Readonly<Record<Exclude<Fix["picture"], "">, Key>>} */
+const PICTURE_KEYS = Object.freeze({
+  nothing: "picture_nothing",
+  slower: "picture_slower",
+  tiled: "picture_tiled",
+  fewer: "picture_fewer",
+  lower_precision: "picture_lower_precision",
+  shorter: "picture_shorter",
+  smaller: "picture_smaller",
 });
 
 /** @type {Readonly<Record<Component["role"], Key>>} */
@@ -62,7 +61,7 @@ export function size(bytes) {
 
 /** @param {number | null} bytes */
 export function sizeOrUnknown(bytes) {
-  return bytes === null ? "not known" : size(bytes);
+  return bytes === null ? t("not_known") : size(bytes);
 }
 
 /** @param {string} role */
@@ -72,36 +71,36 @@ export function roleWord(role) {
 
 /** Where a component is, in words. @param {Pick<Component, "placement" | "bytes" | "bytesOnCard">} component */
 export function placementWords(component) {
-  if (component.placement === "gpu") return "on the card";
-  if (component.placement === "cpu") return "in RAM";
+  if (component.placement === "gpu") return t("on_the_card");
+  if (component.placement === "cpu") return t("in_ram");
   const share = component.bytes > 0 ? wholePercent((100 * component.bytesOnCard) / component.bytes) : 0;
-  return `${share} % on the card`;
+  return t("share_on_the_card", { percent: share });
 }
 
 /** What a phase works on: "1280×720, 81 frames", or "" where it is not known. @param {Phase} phase */
 export function shapeWords(phase) {
   const parts = [];
   if (phase.width !== null && phase.height !== null) parts.push(`${phase.width}×${phase.height}`);
-  if (phase.frames !== null) parts.push(`${phase.frames} ${phase.frames === 1 ? "frame" : "frames"}`);
-  if (phase.batch !== null && phase.batch > 1) parts.push(`batch of ${phase.batch}`);
+  if (phase.frames !== null) parts.push(t(phase.frames === 1 ? "shape_frame" : "shape_frames", { n: phase.frames }));
+  if (phase.batch !== null && phase.batch > 1) parts.push(t("shape_batch", { n: phase.batch }));
   return parts.join(", ");
 }
 
 /** "9.4 GB", or "9.4 GB (8.9 to 10.6)" where the bounds say more. @param {Phase["needed"]} needed */
 export function neededWords(needed) {
-  if (needed === null) return "not known";
+  if (needed === null) return t("not_known");
   const lower = gigabytes(needed.lower);
   const upper = gigabytes(needed.upper);
-  const spread = lower === upper ? "" : ` (${lower} to ${upper})`;
-  return `${size(needed.expected)}${spread}`;
+  const expected = size(needed.expected);
+  return lower === upper ? expected : t("needed_between", { size: expected, lower, upper });
 }
 
 /** What a fix changes in the result and in time: "a shorter video; streams 2.6 GB per step". @param {Fix} fix */
 export function costWords(fix) {
-  return [PICTURE_WORDS[fix.picture], fix.cost].filter(Boolean).join("; ");
+  return [fix.picture && t(PICTURE_KEYS[fix.picture]), fix.cost].filter(Boolean).join("; ");
 }
 
 /** "GPU 1: NVIDIA L4". @param {Device} device */
 export function deviceWords(device) {
-  return `GPU ${device.index}: ${device.name}`;
+  return t("card_title_of_several", { index: device.index, name: device.name });
 }

@@ -1,6 +1,7 @@
 // The phases of a run as small bars: what each needs against what it can have, the one that fails marked.
 
 import { h, icon } from "./dom.js";
+import { t } from "./strings.js";
 import { size } from "./text.js";
 
 /** @import { Answer, Phase } from "./answers.js" */
@@ -44,14 +45,14 @@ export function timeline(answer, marked) {
     h(
       "figure",
       { class: "vrh-timeline" },
-      h("div", { class: "vrh-phases", role: "list", "aria-label": "Phases of the run" }, ...bars),
+      h("div", { class: "vrh-phases", role: "list", "aria-label": t("phases_name") }, ...bars),
       h(
         "figcaption",
         { class: "vrh-keys" },
-        key("weights", "weights on the card"),
-        key("work", "what computing needs"),
-        key("short", "more than there is"),
-        key("limit", "what can be free"),
+        key("weights", t("bars_weights")),
+        key("work", t("bars_work")),
+        key("short", t("bars_short")),
+        key("limit", t("bars_limit")),
       ),
     ),
   ];
@@ -65,7 +66,7 @@ function bar({ phase, times, marked }, top) {
   const share = (bytes) => `${Math.round((1000 * bytes) / top) / 10}%`;
   const part = (/** @type {string} */ kind, /** @type {number} */ bytes) => h("i", { "data-part": kind, style: `height:${share(bytes)}` });
   const limit = phase.available === null ? [] : [h("i", { class: "vrh-limit", style: `bottom:${share(phase.weights + phase.available)}` })];
-  const name = times > 1 ? `${phase.title} ×${times}` : phase.title;
+  const name = times > 1 ? t("phase_times", { title: phase.title, n: times }) : phase.title;
   return h(
     "div",
     { class: "vrh-phase", role: "listitem", style: `flex-grow:${widthOf(phase)}`, ...(marked ? { "data-offender": "true" } : {}) },
@@ -77,10 +78,11 @@ function bar({ phase, times, marked }, top) {
 
 /** @param {Phase} phase */
 function told(phase) {
-  if (phase.needed === null) return "what it needs is not known";
-  const beside = phase.weights > 0 ? ` beside ${size(phase.weights)} of weights` : "";
-  const can = phase.available === null ? "" : `, ${size(phase.available)} can be free`;
-  return `needs ${size(phase.needed.expected)}${beside}${can}${phase.short > 0 ? `, short by ${size(phase.short)}` : ""}`;
+  if (phase.needed === null) return t("needs_unknown");
+  const needs = t(phase.weights > 0 ? "needs_beside" : "needs", { size: size(phase.needed.expected), weights: size(phase.weights) });
+  const can = phase.available === null ? "" : t("needs_free", { size: size(phase.available) });
+  const short = phase.short > 0 ? t("phase_short", { size: size(phase.short) }) : "";
+  return [needs, can, short].filter(Boolean).join(", ");
 }
 
 /** @param {string} kind @param {string} words */

@@ -17,7 +17,7 @@ import { keepWhatIsSaid } from "./said.js";
 import { CARD, choices, settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { StatusClient } from "./status_client.js";
-import { translate } from "./strings.js";
+import { t, translate } from "./strings.js";
 import { deviceWords, size, wholePercent } from "./text.js";
 import { Watch } from "./watch.js";
 
@@ -129,8 +129,8 @@ function hideBar() {
 
 /** @param {Device} device */
 function warn(device) {
-  const detail = `${deviceWords(device)}: ${wholePercent(device.pressure)} % cannot be given back, ${size(device.reclaimableFree)} are left.`;
-  comfy.toast({ severity: "warn", summary: "VRAM is nearly full", detail });
+  const facts = { card: deviceWords(device), pressure: wholePercent(device.pressure), left: size(device.reclaimableFree) };
+  comfy.toast({ severity: "warn", summary: t("toast_critical"), detail: t("toast_critical_detail", facts) });
 }
 
 /** @param {Choices} chosen */
@@ -154,7 +154,7 @@ function settingChanged(changedId, value) {
 async function ranOut(accident) {
   if (!accident || choices(comfy.setting).ask === "off") return;
   if (accident.posted.auto) {
-    comfy.toast({ severity: "warn", summary: `${accident.node} ran out of memory`, detail: accident.posted.answer?.message ?? accident.message });
+    comfy.toast({ severity: "warn", summary: t("ran_out", { node: accident.node }), detail: accident.posted.answer?.message ?? accident.message });
     return;
   }
   try {
@@ -178,7 +178,7 @@ const COMMANDS = commands({
       const { output } = await comfy.app.graphToPrompt();
       await dialogs.asked(await preflight.ask(output), output);
     } catch (error) {
-      comfy.toast({ severity: "error", summary: "The graph could not be checked", detail: error instanceof Error ? error.message : String(error) });
+      comfy.toast({ severity: "error", summary: t("toast_not_checked"), detail: error instanceof Error ? error.message : String(error) });
     }
   },
   offloadEncoders: async () => {
@@ -189,14 +189,14 @@ const COMMANDS = commands({
       failed(error);
     }
   },
-  freeAll: () => told(comfy.freeAll(), "ComfyUI unloads all models", "Now, or as soon as the prompt that runs has ended."),
+  freeAll: () => told(comfy.freeAll(), t("toast_unloads"), t("toast_unloads_detail")),
 });
 
 /** @param {Promise<Response>} request @param {string} summary @param {string} detail */
 async function told(request, summary, detail) {
   try {
     const response = await request;
-    if (!response.ok) throw new Error(`the server answered ${response.status}`);
+    if (!response.ok) throw new Error(t("server_answered", { status: response.status }));
     comfy.toast({ severity: "success", summary, detail });
     client.refresh();
   } catch (error) {
@@ -206,7 +206,7 @@ async function told(request, summary, detail) {
 
 /** @param {unknown} error */
 function failed(error) {
-  comfy.toast({ severity: "error", summary: "That did not work", detail: error instanceof Error ? error.message : String(error) });
+  comfy.toast({ severity: "error", summary: t("toast_failed"), detail: error instanceof Error ? error.message : String(error) });
 }
 
 function followSight() {
@@ -224,7 +224,9 @@ comfy.registerExtension({
   beforeRegisterNodeDef: keepWhatIsSaid,
   commands: COMMANDS,
   menuCommands: menu(COMMANDS),
-  aboutPageBadges: [{ label: "VRAM Headroom: what it sees now", url: comfy.api.apiURL("/v1/hardware/vram"), icon: "pi pi-microchip" }],
+  get aboutPageBadges() {
+    return [{ label: t("about_badge"), url: comfy.api.apiURL("/v1/hardware/vram"), icon: "pi pi-microchip" }];
+  },
   get topbarBadges() {
     return badge.badges;
   },
