@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from host.record.record_prompts import SHOWN
-from playwright.sync_api import Browser, Locator, Page, Response, ViewportSize, expect
+from playwright.sync_api import Browser, Locator, Page, Response, Route, ViewportSize, expect
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 BAR = "#vram-headroom-bar"
 QUESTION = "dialog#vram-headroom-question"
 CHECK = "**/api/v1/hardware/vram/check"
 STATUS = "**/api/v1/hardware/vram"
+PROMPT = "**/api/prompt"
+QUEUED = {"prompt_id": "0f5c2f5e-0000-4000-8000-000000000000", "number": 1, "node_errors": {}}
 
 READY = """() => {
     const app = window.comfyAPI?.app?.app;
@@ -104,6 +106,20 @@ class Session:
         self.posted = self.checks = 0
         if _without_seeds(self.widgets()) != self._fresh.get(template):
             self.open(template)
+
+    def swallow_prompts(self) -> None:
+        """Posted prompts are answered as ComfyUI does, and never run: one that runs out of memory opens a dialog of its own."""
+
+        def answer(route: Route) -> None:
+            if route.request.method == "POST":
+                route.fulfill(json=QUEUED)
+            else:
+                route.continue_()
+
+        self.page.route(PROMPT, answer)
+
+    def let_prompts_run(self) -> None:
+        self.page.unroute(PROMPT)
 
     def reload(self) -> None:
         """The page as it is when it is opened anew; nothing that was under way on it goes on."""

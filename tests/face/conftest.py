@@ -35,8 +35,9 @@ def shared(host: HostProcess, browser: Browser) -> Iterator[Session]:
 
 @pytest.fixture
 def session(host: HostProcess, shared: Session) -> Iterator[Session]:
-    """The shared page with the official workflow as it comes, nothing queued, asked or remembered."""
+    """The shared page with the official workflow as it comes, nothing queued, asked or remembered. Prompts do not run."""
     shared.begin(TEMPLATE)
+    shared.swallow_prompts()
     yield shared
     host.post("/queue", {"clear": True})
     host.post("/interrupt")

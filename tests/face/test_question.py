@@ -56,6 +56,7 @@ def answers(page: Page, first: dict[str, Any]) -> None:
 def test_apply_changes_the_canvas_the_posted_prompt_and_the_embedded_workflow_and_one_undo_restores_them(
     host: HostProcess, session: Session
 ) -> None:
+    session.let_prompts_run()
     posts = posts_of(session.page)
     before = session.widgets()
     session.run()
@@ -171,6 +172,7 @@ def test_the_graph_can_be_checked_without_queueing_it(session: Session) -> None:
 
 
 def test_after_a_refusal_by_the_server_the_same_dialog_opens_and_run_anyway_insists(session: Session) -> None:
+    session.let_prompts_run()
     session.set_setting("VRAMHeadroom.AskBeforeQueueing", "enforce")
     # the check before queueing fails, so that only the server's own refusal can open the dialog
     failed: list[bool] = []
