@@ -9,6 +9,7 @@ STATUS_NODE = {"1": {"class_type": "VRAMHeadroomStatus", "inputs": {}, "_meta": 
 
 
 def test_the_text_of_the_last_run_is_on_the_node_and_not_in_the_graph(host: HostProcess, session: Session) -> None:
+    session.let_prompts_run()
     page = session.page
     page.evaluate("(prompt) => window.comfyAPI.app.app.loadApiJson(prompt, 'status')", STATUS_NODE)
     session.press(session.run)
