@@ -1,20 +1,19 @@
-"""What the pack costs a prompt: the same prompt of trivial nodes in two hosts, with the pack and without, turn by turn.
+"""What the pack costs a prompt: prompts of trivial nodes with the pack and without it, turn by turn.
 
-The machine may be busy with other things, and both hosts then suffer alike: what is compared is one prompt with the prompt run
-just before or after it in the other host, and of those differences the median counts. The lower quartiles of either side are
-compared as well, since they are disturbed least.
+The machine may be busy with other things, and both sides then suffer alike: what is compared is one prompt with the prompt run
+just before or after it on the other side, and of those differences the median counts. The lower quartiles of either side are
+compared as well, since they are disturbed least. Which side goes first is drawn: a fixed pattern falls in step with Python's
+garbage collector, and then the same host differs from itself by 1 %.
 """
 
 import random
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from host.lab import Prompt, node
 from host.process import HostProcess
-from insidehost import ask_inside
 
 STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
 NODES: Final = 200
@@ -98,29 +97,34 @@ def run_once(ask: Ask, prompt: Prompt) -> dict[Clock, float]:
     return ask(f"/stopwatch/{queued['prompt_id']}", None)
 
 
-def run_pairs(
-    ours: Ask, theirs: Ask, pairs: int, warm_up: int = 5, nodes: int = NODES, first: int = 0
-) -> dict[Clock, list[tuple[float, float]]]:
-    """Seconds (with the pack, without it) of each pair, by each clock. Who goes first changes from pair to pair; `first` counts
-    pairs before these."""
-    found: dict[Clock, list[tuple[float, float]]] = {"wall": [], "worker": [], "process": []}
+Pairs = dict[Clock, list[tuple[float, float]]]
+"""Seconds (with the pack, without it) of each pair, by each clock."""
+
+
+def run_pairs(ours: Ask, theirs: Ask, pairs: int, warm_up: int = 5, nodes: int = NODES) -> Pairs:
+    """In two hosts, or in one that is told each time: no two prompts share a value."""
+    dice = random.Random(pairs)
+    found: Pairs = {"wall": [], "worker": [], "process": []}
     for pair in range(-warm_up, pairs):
-        prompt = trivial_prompt((first + pair + warm_up) * nodes * 2, nodes)
-        if pair % 2:
-            one, other = run_once(ours, prompt), run_once(theirs, prompt)
-        else:
-            other, one = run_once(theirs, prompt), run_once(ours, prompt)
+        start = (pair + warm_up) * nodes * 4
+        sides = [(ours, start), (theirs, start + nodes * 2)]
+        dice.shuffle(sides)
+        spent = {ask: run_once(ask, trivial_prompt(begin, nodes)) for ask, begin in sides}
         if pair >= 0:
             for clock, values in found.items():
-                values.append((one[clock], other[clock]))
+                values.append((spent[ours][clock], spent[theirs][clock]))
     return found
 
 
-def in_one_process(pairs: int) -> list[tuple[float, float]]:
-    """Seconds of CPU time of the worker (with the pack's wrappers in place, with what they wrap), in one stand-in."""
-    script = f"from host.inside.sameprocess import pairs\nanswer(pairs({pairs}))"
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        for name in ("models", "custom_nodes", "input", "output", "temp", "user/default"):
-            (base / name).mkdir(parents=True)
-        return [(ours, theirs) for ours, theirs in ask_inside(script, base, pack=False, seconds=600)]
+def switched(ask: Ask, pairs: int, warm_up: int = 5) -> Pairs:
+    """In one host, with the pack's check of what is posted and its wrappers in place, or not."""
+
+    def with_pack(on: bool) -> Ask:
+        def told(path: str, body: Any) -> Any:
+            if body is not None:
+                ask("/stopwatch/pack", {"on": on})
+            return ask(path, body)
+
+        return told
+
+    return run_pairs(with_pack(True), with_pack(False), pairs, warm_up)

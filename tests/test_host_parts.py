@@ -113,7 +113,6 @@ for prompt in (failing, stopping, nesting, waits, one_of_two_fails, left_alone, 
 
 host.every_node("all of it", False)
 host.at_boundary(lambda: told.append(["first", "starts", "boundary"]))
-host.at_boundary(lambda: told.append(["first", "starts", "busy"]), idle=lambda: True)
 async def slow():
     now[0] += SHORT_S
     seen.append([span.node_id for span in host.long_spans()])
@@ -124,9 +123,15 @@ async def asks():
     host.tell(host.open_span("1"))
     seen.append(host.is_open(host.open_span("1")))
     return [], {}, False, False
+async def wakes():
+    host.wake()
+    return [], {}, False, False
+async def waking():
+    await get("1", wakes)
+    await get("2", plain)
 async def slowly(): await get("1", slow)
 async def asking(): await get("1", asks)
-for prompt in (once, slowly, failing, asking, nesting, waits):
+for prompt in (once, waking, slowly, failing, asking, nesting, waits):
     seen.clear()
     found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
 answer(found)
@@ -191,10 +196,12 @@ def test_a_graph_that_a_node_runs_is_part_of_its_prompt(spans: dict[str, Any]) -
 
 
 def test_a_node_that_does_nothing_remarkable_is_not_told_of(spans: dict[str, Any]) -> None:
-    assert steps(spans["quiet once"]) == [["starts", "boundary"]] * 2, (
-        "its own end and the prompt's; one that is idle is left out"
-    )
+    assert steps(spans["quiet once"]) == [["starts", "boundary"]], "the prompt's end"
     assert spans["quiet once"]["running"] is None
+
+
+def test_its_end_is_a_boundary_all_the_same_if_something_waits_for_one(spans: dict[str, Any]) -> None:
+    assert steps(spans["quiet waking"]) == [["starts", "boundary"]] * 2, "of the first node and of the prompt"
 
 
 def test_a_node_is_told_of_when_it_is_slow_fails_asks_for_models_nests_or_goes_on(spans: dict[str, Any]) -> None:

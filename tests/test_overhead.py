@@ -1,7 +1,8 @@
 """The pack costs a prompt of many trivial nodes next to nothing: docs/overhead.md has the figures."""
 
 import pytest
-from overhead import NODES, ROW, difference, in_one_process, trivial_prompt
+from host.process import start_host
+from overhead import NODES, ROW, STOPWATCH, asking, difference, switched, trivial_prompt
 
 PAIRS = 40
 ROUNDS = 3
@@ -10,12 +11,13 @@ GATE = 0.05
 
 
 def test_a_prompt_of_200_trivial_nodes_costs_no_more_with_the_pack() -> None:
-    pairs = in_one_process(PAIRS)
-    for _ in range(1, ROUNDS):
-        # a true cost is there in every round; a disturbance passes
-        if difference(pairs).share < GATE:
-            break
-        pairs += in_one_process(PAIRS)
+    with start_host(custom_nodes=[STOPWATCH]) as host:
+        pairs = switched(asking(host), PAIRS)["worker"]
+        for _ in range(1, ROUNDS):
+            # a true cost is there in every round; a disturbance passes
+            if difference(pairs).share < GATE:
+                break
+            pairs += switched(asking(host), PAIRS)["worker"]
     seen = difference(pairs)
     assert seen.share < GATE, f"{seen.added * 1e3:.1f} ms more in {seen.without * 1e3:.1f} ms"
 

@@ -62,14 +62,14 @@ def connect(folder: str) -> Host | None:
     # before whoever is told of prompts: as one starts, the results of the last are still there
     node_cache = HostNodeCache(seams)
     execution = HostExecution(seams)
-    worker = WorkerQueue(seams)
+    worker = WorkerQueue(seams, execution.wake)
     placement = HostPlacement(seams)
     uses = HostUses(seams, execution, placement)
     checker = host_selfcheck(lambda: execution.running is not None)
     models = HostModels(seams, lambda: execution.running, lambda: checker.look().vouched(read_backend()), uses=uses)
     if dynamic_vram_is_on():
         execution.at_boundary(models.publish)
-    execution.at_boundary(worker.drain, worker.idle)
+    execution.at_boundary(worker.drain)
     return Host(
         models=models,
         files=HostFiles(seams),

@@ -29,6 +29,12 @@ SHORT_S: Final = 0.02
 """Telling of a node costs about 10 microseconds and looking at the card for it up to 100: of a node that is over sooner than
 this that would be more than 0.5 %. Most nodes of a graph only pass something on and take less than 1 ms."""
 
+Call = tuple[int, float, tuple[Any, ...], dict[str, Any]]
+"""A call of get_output_data: its number, when it began, its arguments. A NodeSpan is made of it only if somebody wants one."""
+
+FOLLOWED: Final[Call] = (0, 0.0, (), {})
+"""No call: it stands where one would while the nodes that run are followed one by one."""
+
 
 class PromptSpan(NamedTuple):
     """A prompt as it is handed to the executor."""
@@ -79,9 +85,15 @@ class HostExecution:
         """`clock` counts seconds."""
         self._clock = clock
         self._prompt_id: str | None = None
+        self._alone: Call | None = None
+        """The node that runs, as long as nothing is remarkable about it and no other runs, as it is most of the time. FOLLOWED
+        while there are others, or all are wanted."""
+        self._woken = False
+        """Something waits for a boundary and does not wait for a remarkable one."""
         self._newest: NodeSpan | None = None
+        """Of `_open`."""
         self._open: dict[int, NodeSpan] = {}
-        """By number, in the order they began."""
+        """The other nodes that run, by number, in the order they began."""
         self._told: set[int] = set()
         """Open nodes that the watchers know of."""
         self._every: set[object] = set()
@@ -92,30 +104,45 @@ class HostExecution:
         self._watchers: list[PromptWatcher] = []
         self._node_started: list[Callable[[NodeSpan], None]] = []
         self._node_ended: list[Callable[[NodeSpan, BaseException | None], None]] = []
-        self._boundaries: list[tuple[Callable[[], bool], Callable[[], None]]] = []
+        self._boundaries: list[Callable[[], None]] = []
         seams.wrap(PROMPT_SPAN, execution.PromptExecutor, "execute", self._around_prompt)
         seams.replace(NODE_SPAN, execution, "get_output_data", self._watched_node)
 
     @property
     def running(self) -> Running | None:
-        prompt_id, newest = self._prompt_id, self._newest
-        return None if prompt_id is None else Running(prompt_id, newest.node_id if newest else None)
+        prompt_id, alone, newest = self._prompt_id, self._alone_now(), self._newest
+        if prompt_id is None:
+            return None
+        return Running(prompt_id, _node_id(alone) if alone else newest.node_id if newest else None)
 
     def is_open(self, span: NodeSpan) -> bool:
         """Whether this node still runs. Any thread."""
-        return span.number in self._open
+        # a node is followed before it stops to be alone: it is always in one of the two
+        alone = self._alone_now()
+        return (alone is not None and alone[0] == span.number) or span.number in self._open
 
     def long_spans(self) -> tuple[NodeSpan, ...]:
         """Nodes that run and have run for SHORT_S: watchers will be told of them, if they have not been yet. Any thread."""
-        now = self._clock()
-        return tuple(span for span in tuple(self._open.values()) if now - span.since >= SHORT_S)
+        now, alone = self._clock(), self._alone_now()
+        spans = {span.number: span for span in (*((_span(alone),) if alone else ()), *tuple(self._open.values()))}
+        return tuple(span for span in spans.values() if now - span.since >= SHORT_S)
 
     def open_span(self, node_id: str | None) -> NodeSpan | None:
         """The running span of this node; the newest of all where none is its. Worker thread only."""
+        alone = self._alone_now()
+        if alone is not None:
+            return _span(alone)
         return next((span for span in reversed(self._open.values()) if span.node_id == node_id), self._newest)
+
+    def _alone_now(self) -> Call | None:
+        alone = self._alone
+        return None if alone is FOLLOWED else alone
 
     def tell(self, span: NodeSpan) -> None:
         """This node is remarkable: whoever watches is told of its start, unless that has been done. Worker thread only."""
+        alone = self._alone_now()
+        if alone is not None and alone[0] == span.number:
+            self._follow_all()
         if span.number in self._told or span.number not in self._open:
             return
         self._told.add(span.number)
@@ -133,13 +160,18 @@ class HostExecution:
         self._node_ended.insert(0, watcher.node_ended)
 
     def every_node(self, wanted_by: object, wanted: bool = True) -> None:
-        """Tell of all nodes as they start, as long as somebody wants that: every node of every prompt then pays for it."""
+        """Tell of all nodes as they start, as long as somebody wants that: every node of every prompt then pays for it. Worker
+        thread only."""
         (self._every.add if wanted else self._every.discard)(wanted_by)
+        self._follow_all()
 
-    def at_boundary(self, call: Callable[[], None], idle: Callable[[], bool] = lambda: False) -> None:
-        """Call this on the worker thread whenever a node or a prompt has ended, after the watchers, unless `idle()`, which is
-        asked at every node."""
-        self._boundaries.append((idle, call))
+    def at_boundary(self, call: Callable[[], None]) -> None:
+        """Call this on the worker thread whenever a remarkable node or a prompt has ended, after the watchers."""
+        self._boundaries.append(call)
+
+    def wake(self) -> None:
+        """The end of the node that runs now, or of the next, is a boundary however short it is. Any thread."""
+        self._woken = True
 
     def current_node(self) -> str | None:
         """The node whose function is running on this thread."""
@@ -165,6 +197,7 @@ class HostExecution:
             return result
         finally:
             # an async node whose prompt was stopped never says that it has ended
+            self._follow_all()
             for open_span in list(self._open.values()):
                 self._end(open_span, None)
             self._prompt_id = None
@@ -174,37 +207,51 @@ class HostExecution:
             self._at_boundary()
 
     def _watched_node(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        clock = self._clock
+
         async def get_output_data(*args: Any, **kwargs: Any) -> Any:
-            # get_output_data(prompt_id, unique_id, obj, ...)
-            node_id = str(args[1] if len(args) > 1 else kwargs.get("unique_id", ""))
-            node = args[2] if len(args) > 2 else kwargs.get("obj")
-            span = self._start(node_id, type(node).__name__)
+            # every node of every prompt passes here, and next to nothing may happen to a trivial one (docs/overhead.md)
+            self._count = number = self._count + 1
+            call: Call = (number, clock(), args, kwargs)
+            if self._alone is None:
+                self._alone = call
+            else:
+                self._start_followed(call)
             try:
                 result = await original(*args, **kwargs)
             except BaseException as error:
-                self._end(span, error)
+                self._end(_span(call), error)
                 raise
             # the fourth value of a node that goes on is True
-            if result.__class__ is tuple and True in result[3:4] and (tasks := _pending(result)):
-                self._end_with(span, tasks)
+            goes_on = result.__class__ is tuple and len(result) > 3 and result[3] is True
+            if self._alone is call and not goes_on and clock() - call[1] < SHORT_S:
+                self._alone = None
+                if self._woken:
+                    self._at_boundary()
+            elif goes_on and (tasks := _pending(result)):
+                self._end_with(_span(call), tasks)
             else:
-                self._end(span, None)
+                self._end(_span(call), None)
             return result
 
         return get_output_data
 
-    def _start(self, node_id: str, class_type: str) -> NodeSpan:
-        # every node of every prompt passes here and through _end: their calls are counted (docs/overhead.md)
-        self._count += 1
-        nested = bool(self._open or self._every)
-        span = NodeSpan(node_id, class_type, self._count, self._clock())
-        if nested:
-            for other in list(self._open.values()):
-                self.tell(other)
-        self._open[self._count] = self._newest = span
-        if nested:
-            self.tell(span)
-        return span
+    def _start_followed(self, call: Call) -> None:
+        self._follow_all()
+        for other in list(self._open.values()):
+            self.tell(other)
+        span = _span(call)
+        self._open[span.number] = self._newest = span
+        self._alone = FOLLOWED
+        self.tell(span)
+
+    def _follow_all(self) -> None:
+        """The node that runs alone is one of those that are followed from now on."""
+        alone = self._alone_now()
+        if alone is not None:
+            span = _span(alone)
+            self._open[span.number] = self._newest = span
+        self._alone = FOLLOWED if self._open or self._every else None
 
     def _end_with(self, span: NodeSpan, tasks: list[asyncio.Task[Any]]) -> None:
         """The node has ended when its last task has; it failed if one of them did."""
@@ -220,29 +267,34 @@ class HostExecution:
             task.add_done_callback(done)
 
     def _end(self, span: NodeSpan, error: BaseException | None) -> None:
-        number = span.number
-        if number not in self._open:
-            return
-        if number in self._told or error is not None or self._clock() - span.since >= SHORT_S:
-            self._tell_end(span, error)
-        else:
-            del self._open[number]
-        self._newest = next(reversed(self._open.values())) if self._open else None
-        for idle, call in self._boundaries:
-            if not idle():
-                _guarded(call)
-
-    def _tell_end(self, span: NodeSpan, error: BaseException | None) -> None:
         self.tell(span)
+        if span.number not in self._open:
+            return
         del self._open[span.number]
         self._told.discard(span.number)
         for call in self._node_ended:
             _guarded(call, span, error)
+        self._newest = next(reversed(self._open.values())) if self._open else None
+        self._follow_all()
+        self._at_boundary()
 
     def _at_boundary(self) -> None:
-        for idle, call in self._boundaries:
-            if not idle():
-                _guarded(call)
+        # before the calls: what comes to wait while they look is seen at the next one
+        self._woken = False
+        for call in self._boundaries:
+            _guarded(call)
+
+
+def _node_id(call: Call) -> str:
+    # get_output_data(prompt_id, unique_id, obj, ...)
+    _, _, args, kwargs = call
+    return str(args[1] if len(args) > 1 else kwargs.get("unique_id", ""))
+
+
+def _span(call: Call) -> NodeSpan:
+    number, since, args, kwargs = call
+    node = args[2] if len(args) > 2 else kwargs.get("obj")
+    return NodeSpan(_node_id(call), type(node).__name__, number, since)
 
 
 def _pending(result: object) -> list[asyncio.Task[Any]]:

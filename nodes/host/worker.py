@@ -30,11 +30,11 @@ REENTRANT = type(threading.RLock())
 class WorkerQueue:
     """Calls that wait for a node boundary or for an idle queue. Any thread submits; the worker thread drains."""
 
-    def __init__(self, seams: SeamTable) -> None:
+    def __init__(self, seams: SeamTable, wake: Callable[[], None]) -> None:
+        """`wake` makes the end of the node that runs a boundary."""
         self._seams = seams
+        self._wake = wake
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self.idle: Callable[[], bool] = self._waiting.empty
-        """Whether nothing waits."""
         self._draining = False
         self._at_idle: list[Callable[[], None]] = []
         seams.wrap(IDLE_QUEUE, execution.PromptQueue, "get_flags", self._around_flags)
@@ -53,6 +53,7 @@ class WorkerQueue:
         """`call` will run on the worker thread; the future holds what came of it. Cancelled in time, it never runs."""
         future: Future[T] = Future()
         self._waiting.put((future, call))
+        self._wake()
         wake = getattr(self._host_queue(), "set_flag", None)
         if self._seams.live(IDLE_QUEUE) and callable(wake):
             wake(WAKE_FLAG, True)

@@ -5,6 +5,7 @@ any pack puts around `PromptExecutor.execute` lies inside, in whichever order th
 """
 
 import asyncio
+import os
 import threading
 import time
 
@@ -47,6 +48,31 @@ def timed_done(original):
 
 execution.PromptQueue.get = timed_get(execution.PromptQueue.get)
 execution.PromptQueue.task_done = timed_done(execution.PromptQueue.task_done)
+
+
+WRAPPERS = {"get_output_data": execution, "execute": execution.PromptExecutor}
+"""What the pack puts around every node and every prompt."""
+KEPT = {}
+
+
+def switch(on):
+    """The pack's check of posted prompts and its wrappers, in place or not, while its modules stay. Two processes differ by
+    some per cent whatever runs in them (where their memory lies, which core they are on); one does not."""
+    os.environ["VRAM_HEADROOM_MODE"] = "warn" if on else "off"
+    for name, owner in WRAPPERS.items():
+        if on and name in KEPT:
+            setattr(owner, name, KEPT.pop(name))
+        elif not on and name not in KEPT:
+            KEPT[name] = original = getattr(owner, name)
+            while hasattr(original, "__vram_headroom_seam__"):
+                original = original.__wrapped__
+            setattr(owner, name, original)
+
+
+@PromptServer.instance.routes.post("/stopwatch/pack")
+async def switch_pack(request):
+    switch((await request.json())["on"])
+    return web.json_response({})
 
 
 @PromptServer.instance.routes.get("/stopwatch/{prompt_id}")
