@@ -80,10 +80,17 @@ export class CanvasBadges {
     this.#plans.changed();
   }
 
+  /** The nodes of the canvas were made anew, perhaps from the same graph: an undone move does that, and asks for no other plan. */
+  madeAnew() {
+    this.changed();
+    if (this.#on && this.#plan) this.#pace.request();
+  }
+
   /** @param {Status | null} status */
   showStatus(status) {
+    const moved = placesIn(status) !== placesIn(this.#status);
     this.#status = status;
-    if (this.#on && this.#plan) this.#pace.request();
+    if (moved && this.#on && this.#plan) this.#pace.request();
   }
 
   /** @param {Run | null} run */
@@ -133,4 +140,11 @@ export class CanvasBadges {
     const own = this.#run !== null && this.#plan !== null && this.#keys.get(this.#run.id) === this.#plan.key;
     this.#nodes.show({ plan: this.#plan?.answer ?? null, run: own ? this.#run : null, status: this.#status });
   }
+}
+
+/** Where models are: a status that differs in nothing else changes no badge. @param {Status | null} status */
+function placesIn(status) {
+  const ours = status?.pipelines.flatMap((pipeline) => pipeline.components) ?? [];
+  const places = [...ours.map((one) => [one.nodeId, one.bytes, one.bytesOnCard]), ...(status?.models ?? []).map((one) => [one.file, one.bytes, one.bytesOnCard])];
+  return places.join();
 }

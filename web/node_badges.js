@@ -22,8 +22,10 @@ export class NodeBadges {
   #on = false;
   /** @type {WeakMap<GraphNode, () => NodeBadge>} */
   #attached = new WeakMap();
-  /** @type {Map<GraphNode, Shown>} */
+  /** @type {Map<string, Shown>} by id of the node in the prompt */
   #shown = new Map();
+  /** Also of nodes that are gone: front end 1.49 asks the badges of the node that an undo has made anew. @type {WeakMap<GraphNode, string>} */
+  #ids = new WeakMap();
   /** @type {WeakMap<GraphNode, { shown: Shown, badge: NodeBadge }>} */
   #made = new WeakMap();
 
@@ -63,15 +65,18 @@ export class NodeBadges {
   show(known) {
     if (!this.#on) return;
     const texts = badgeTexts(known);
-    /** @type {Map<GraphNode, Shown>} */
+    /** @type {Map<string, Shown>} */
     const next = new Map();
+    let madeAnew = false;
     for (const [id, node] of this.#nodes()) {
       const said = node.subgraph ? worstWithin(texts, id) : texts.get(id);
       if (!said) continue;
       this.created(node);
-      next.set(node, { text: said.text, colours: said.bad ? BAD : PLAIN });
+      madeAnew ||= this.#ids.get(node) !== id;
+      this.#ids.set(node, id);
+      next.set(id, { text: said.text, colours: said.bad ? BAD : PLAIN });
     }
-    if (same(this.#shown, next)) return;
+    if (!madeAnew && same(this.#shown, next)) return;
     this.#shown = next;
     this.#redraw();
   }
@@ -79,7 +84,7 @@ export class NodeBadges {
   /** @param {GraphNode} node @returns {NodeBadge} the same one until it says something else: the canvas asks at every frame */
   #badge(node) {
     void this.#state?.rev;
-    const shown = this.#shown.get(node) ?? NOTHING;
+    const shown = this.#shown.get(this.#ids.get(node) ?? "") ?? NOTHING;
     const made = this.#made.get(node);
     if (made?.shown === shown) return made.badge;
     const Badge = /** @type {NodeBadgeClass} */ (this.#Badge());
@@ -108,11 +113,11 @@ function* within(graph, prefix) {
   }
 }
 
-/** @param {ReadonlyMap<GraphNode, Shown>} a @param {ReadonlyMap<GraphNode, Shown>} b */
+/** @param {ReadonlyMap<string, Shown>} a @param {ReadonlyMap<string, Shown>} b */
 function same(a, b) {
   if (a.size !== b.size) return false;
-  for (const [node, { text, colours }] of a) {
-    const other = b.get(node);
+  for (const [id, { text, colours }] of a) {
+    const other = b.get(id);
     if (other?.text !== text || other.colours !== colours) return false;
   }
   return true;

@@ -231,7 +231,7 @@ comfy.registerExtension({
     return badge.badges;
   },
   nodeCreated: (node) => nodeBadges.created(node),
-  afterConfigureGraph: () => nodeBadges.changed(),
+  afterConfigureGraph: () => nodeBadges.madeAnew(),
   init() {
     comfy.onEvents(MEMORY_EVENTS, () => client.refresh());
     comfy.onEvents(["reconnecting"], () => client.connectionLost());

@@ -227,8 +227,6 @@ def quiet(host: HostProcess, session: Session) -> None:
     for _ in range(masks.count()):
         session.page.keyboard.press("Escape")
     expect(masks).to_have_count(0, timeout=20_000)
-    # undone changes have made nodes anew: the workflow as it is opened
-    session.open("text_to_video_wan")
 
 
 def queued(route: Route) -> None:

@@ -103,6 +103,24 @@ test("badges are put on nodes once, drawn anew only when they say something else
   assert.deepEqual([shown(inner), states.length], [["peak 12.5 GB"], 1]);
 });
 
+test("a node that was made anew says what the one before it said, and so does that one to a front end that asks it still", () => {
+  const before = { id: 3, badges: [] };
+  const app = canvas(before);
+  const badges = new NodeBadges(app, () => FakeBadge, (state) => state);
+  badges.switch(true);
+  const known = { plan: plan([phase("sample", "3", 4)]), run: null, status: null };
+  badges.show(known);
+  const anew = { id: 3, badges: [] };
+  badges.created(anew);
+  app.rootGraph.nodes = [anew];
+  assert.deepEqual(shown(anew), [""], "nothing is known of it yet");
+  const redraws = app.redraws;
+  badges.show(known);
+  assert.deepEqual([shown(anew), shown(before), app.redraws - redraws], [["peak 4 GB"], ["peak 4 GB"], 1], "Vue nodes are told");
+  badges.show({ ...known, plan: plan([phase("sample", "3", 5)]) });
+  assert.deepEqual([shown(anew), shown(before)], [["peak 5 GB"], ["peak 5 GB"]]);
+});
+
 test("a front end without badges gets none", () => {
   const node = { id: 3, badges: [] };
   const badges = new NodeBadges(canvas(node), () => undefined, (state) => state);
