@@ -244,43 +244,54 @@ class Recovery:
         return (running.prompt_id, execution.current_node() or running.node_id or "") if running else ("", "")
 
 
-class Stage:
+class Retries:
+    """What is freed for one call that memory ran out in, and how often it was tried again."""
+
+    def __init__(self, recovery: Recovery) -> None:
+        self._recovery = recovery
+        self._count = 0
+        self._freed = 0
+
+    def _free(self, rung: Rung, key: int, patcher: Any) -> int:
+        """Bytes, of all rungs without a price together at the last of them: between those nothing is tried again."""
+        self._freed += self._recovery.free(rung, key, patcher)
+        if rung in WITHOUT_PRICE and rung is not WITHOUT_PRICE[-1]:
+            return 0
+        freed, self._freed = self._freed, 0
+        return freed
+
+    def _try_again(self, rung: Rung, freed: int, where: str, how: str) -> None:
+        self._count += 1
+        what = "what was idle" if rung in WITHOUT_PRICE else rung.words
+        self._recovery.record("retry", f"memory ran out {where}; freed {what} ({say_gib(freed)}) and {how}", self._count, freed)
+        self._recovery.throw_if_interrupted()
+
+
+class Stage(Retries):
     """A call of an encoder or a VAE: everything else leaves, what is pinned at last."""
 
     def __init__(self, recovery: Recovery, patcher: Any, what: str) -> None:
-        self._recovery = recovery
+        super().__init__(recovery)
         self._patcher = patcher
         self._what = what
-        self._count = 0
-        self._freed = 0
 
     def free(self, rung: Rung) -> int:
         self._recovery.throw_if_interrupted()
         # half of a VAE or of an encoder is not worth what streaming it takes, and its host loads it anew for each call
         if rung is Rung.PART_OF_GENERATOR:
             return 0
-        self._freed += self._recovery.free(rung, id(self._patcher.model), self._patcher)
-        if rung in WITHOUT_PRICE and rung is not WITHOUT_PRICE[-1]:
-            return 0
-        freed, self._freed = self._freed, 0
-        return freed
+        return self._free(rung, id(self._patcher.model), self._patcher)
 
     def on_retry(self, rung: Rung, freed: int) -> None:
-        self._count += 1
-        what = "what was idle" if rung in WITHOUT_PRICE else rung.words
-        message = f"memory ran out {self._what}; freed {what} ({say_gib(freed)}) and try again"
-        self._recovery.record("retry", message, self._count, freed)
-        self._recovery.throw_if_interrupted()
+        self._try_again(rung, freed, self._what, "try again")
 
 
-class Attempts:
+class Attempts(Retries):
     """One forward that memory ran out in, from the first error to the answer or the end."""
 
     def __init__(self, recovery: Recovery, forward: Forward) -> None:
-        self._recovery = recovery
+        super().__init__(recovery)
         self._forward = forward
-        self._count = 0
-        self._freed = 0
 
     def refusal(self) -> str | None:
         reason = self._forward.unknown_state()
@@ -298,19 +309,10 @@ class Attempts:
         self._forward.clean_up()
         if rung in (Rung.PART_OF_GENERATOR, Rung.PINS) and not self._may_shrink():
             return 0
-        self._freed += self._recovery.free(rung, self._forward.key, self._forward.patcher)
-        if rung in WITHOUT_PRICE and rung is not WITHOUT_PRICE[-1]:
-            return 0
-        freed, self._freed = self._freed, 0
-        return freed
+        return self._free(rung, self._forward.key, self._forward.patcher)
 
     def on_retry(self, rung: Rung, freed: int) -> None:
-        self._count += 1
-        what = "what was idle" if rung in WITHOUT_PRICE else rung.words
-        self._recovery.record(
-            "retry", f"memory ran out in a step; freed {what} ({say_gib(freed)}) and repeat the step", self._count, freed
-        )
-        self._recovery.throw_if_interrupted()
+        self._try_again(rung, freed, "in a step", "repeat the step")
 
     def last_resort(self) -> Callable[[], Any] | None:
         """Less at once, not the same to the last bit: cond and uncond in turn, and of a model with a LoRA a part streams."""

@@ -1,5 +1,6 @@
 """The panel and the badges on the stand-in host: a run of the official two-expert graph, followed from its plan to its end."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -191,3 +192,25 @@ def test_a_command_sends_the_text_encoder_off_the_card(host: HostProcess, sessio
     expect(session.toast("The text encoder is off the card")).to_contain_text("6.3 GB freed", timeout=30_000)
     after = host.get("/_host/loaded").body
     assert len(before) - len(after) == 1
+
+
+def test_a_recovery_appears_in_its_run_and_so_does_an_end_without_one(
+    host: HostProcess, session: Session, panel: Locator
+) -> None:
+    incidents = panel.locator(".vrh-incidents")
+    host.post("/_host/faults", [{"where": "attention", "number": 5}])
+    session.press(session.run)
+    expect(incidents).to_contain_text("Tried again", timeout=60_000)
+    expect(incidents).to_contain_text(f"node {HIGH}: memory ran out in a step; freed part of the generator (")
+    expect(panel.locator(".vrh-run")).to_contain_text("finished", timeout=60_000)
+    assert panel.locator(".vrh-plot-mark").count() == incidents.locator("li").count() == 1
+    session.shot("panel-live-recovered")
+
+    # and where nothing helps: what was done is kept, and the run is seen to have failed
+    host.post("/_host/faults", [{"where": "attention", "number": 9, "times": 9}])
+    session.press(session.run)
+    expect(incidents).to_contain_text("Gave up", timeout=60_000)
+    expect(incidents).to_contain_text(re.compile(r"Steps kept.* is kept in vram_headroom_\S+\.latent, which Load Latent lists"))
+    expect(panel.locator(".vrh-run")).to_contain_text("failed", timeout=60_000)
+    session.shot("panel-live-gave-up")
+    host.post("/_host/faults", [])

@@ -335,6 +335,10 @@ for number in range(100):
     ended.append(done["ok"])
     kinds |= set(done["kinds"])
     gc.collect()
+    for thread in threading.enumerate():
+        # it is told to end with its prompt and not waited for
+        if thread.name == "vram_headroom_sample":
+            thread.join(5)
     registered = sum(len(p.components) for p in offloader.status())
     seen.append([process.memory_info().rss, threading.active_count(), process.num_fds(),
                  len(model_management.current_loaded_models), registered, len(lab.pack.host.sampling._runs)])

@@ -330,7 +330,7 @@ export function incidentWords({ kind, at, nodeId, message, samePicture, file }) 
   const key = INCIDENT_KEYS[kind];
   const sentence = /[.!?]$/.test(message) ? message : `${message}.`;
   const line = t("incident_line", { kind: key ? t(key) : kind, seconds: Math.round(at), node: nodeId || "?", message: sentence });
-  return [line, samePicture ? "" : t("incident_other_picture"), file ? t("incident_file", { file }) : ""].filter(Boolean).join(" ");
+  return [line, samePicture ? "" : t("incident_other_picture"), file && !message.includes(file) ? t("incident_file", { file }) : ""].filter(Boolean).join(" ");
 }
 
 /** @param {number} value */

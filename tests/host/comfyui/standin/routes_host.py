@@ -10,6 +10,7 @@ from comfy import model_management
 
 from .card import card
 from .dynamic import bytes_on_card, report
+from .faults import Fault, faults
 from .holds import Hold, holds
 from .journal import journal
 
@@ -81,6 +82,12 @@ def add(routes: web.RouteTableDef, server: Any) -> None:
     @routes.post("/_host/release")
     async def release(request: web.Request) -> web.Response:
         holds.release()
+        return web.json_response({})
+
+    @routes.post("/_host/faults")
+    async def fail(request: web.Request) -> web.Response:
+        """Memory will run out as the list says, counted from now on; an empty one takes back what was asked before."""
+        faults.ask(*(Fault(**one) for one in await request.json()))
         return web.json_response({})
 
     @routes.get("/_host/idle")
