@@ -73,7 +73,7 @@ export function settings(changed) {
     watched({
       id: POLL,
       name: "Read the card every (seconds)",
-      tooltip: "It is also read when a prompt or node starts or ends, at most once a second, and never while the tab is hidden.",
+      tooltip: "It is also read when a prompt or node starts or ends, at most once in 1.5 seconds, and never while the tab is hidden.",
       type: "slider",
       defaultValue: POLL_SECONDS,
       attrs: { min: 1, max: 60, step: 1 },

@@ -16,8 +16,8 @@ import { t } from "./strings.js";
  */
 
 export const POLL_SECONDS = 3;
-/** One update a second at most, however many events arrive: twice as many cost twice the main thread (docs/idle-cost.md). */
-export const SPACING_MS = 1000;
+/** Between two updates, however many events arrive: twice as many cost twice the main thread (docs/idle-cost.md). */
+export const SPACING_MS = 1500;
 export const TIMEOUT_MS = 5000;
 
 export class StatusClient {
@@ -96,7 +96,8 @@ export class StatusClient {
     clearTimeout(this.#timer);
     if (!this.#running || this.#hidden) return;
     // Clamped from above too: a clock set back must not silence the bar.
-    const rest = Math.min(SPACING_MS, this.#lastAsked + SPACING_MS - Date.now());
+    const spacing = Math.min(SPACING_MS, 1000 * this.pollSeconds);
+    const rest = Math.min(spacing, this.#lastAsked + spacing - Date.now());
     this.#timer = setTimeout(() => void this.#ask(), Math.max(0, delay, rest));
   }
 
