@@ -61,7 +61,9 @@ def table(where: str, found: Pairs) -> list[str]:
             f"{seen.low * 1e3:+.2f} to {seen.high * 1e3:+.2f} ms | {seen.share:+.2%} | "
             f"{seen.calm_added * 1e3:+.2f} of {seen.calm_without * 1e3:.1f} ms, {seen.calm_share:+.2%} |"
         )
-    return [*lines, ""]
+    share = difference(found["worker"])
+    low, high = share.low / share.without, share.high / share.without
+    return [*lines, "", f"Promised is less than 1 %; of the worker's time it is {share.share:.1%} ({low:.1%} to {high:.1%}).\n"]
 
 
 def in_two_hosts(starts: int, pairs: int) -> Pairs:
