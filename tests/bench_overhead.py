@@ -42,9 +42,9 @@ from the moment the worker takes it out of the queue to the moment it hands the 
 
 "In one host": the check of what is posted and the wrappers around prompts and nodes are switched on and off from prompt to
 prompt. "In two hosts" compares a host that has the pack with one that has not, and starts both anew again and again: two
-processes differ by some per cent, whatever runs in them. The two do not agree. In one host, prompts without the pack follow each
-other at once and find the processor's caches as they were left, and one that was planned before does not; in two hosts neither
-side does, as in front of a person. That is the likely reason, and it was not proven.
+processes differ by some per cent, whatever runs in them. The two do not agree. In one host, prompts without the pack follow
+each other at once and find the processor's caches as they were left, and one that was planned before does not; in two hosts
+neither side does, as in front of a person. That is the likely reason, and it was not proven.
 Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """

@@ -82,6 +82,8 @@ def test_bands_differ_in_icon_and_colour(session: Session) -> None:
 
 def test_a_crossing_of_the_critical_mark_is_told_once_and_to_the_ear_politely(session: Session) -> None:
     toast = session.page.get_by_text("VRAM is nearly full")
+    # toasts go after six seconds
+    session.set_setting("VRAMHeadroom.PollSeconds", 1)
     show(session, status(card(84)))
     session.await_bar(pressure=84, level="very_high")
     assert toast.count() == 0
@@ -97,6 +99,7 @@ def test_a_crossing_of_the_critical_mark_is_told_once_and_to_the_ear_politely(se
     expect(live).to_have_text(re.compile("VRAM pressure 91 percent, critical"))
     show(session, status(card(20)))
     session.await_bar(level="ok")
+    session.set_setting("VRAMHeadroom.PollSeconds", 3)
 
 
 def test_ours_reclaimable_others_and_free_are_told_apart(session: Session) -> None:
@@ -215,7 +218,7 @@ def test_switched_off_nothing_is_left_and_switched_on_it_is_back(session: Sessio
     assert session.page.locator(DETAILS).count() == 0
     session.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/hardware/vram") else None)
     look(session)
-    session.page.wait_for_timeout(1200)  # longer than two updates are apart
+    session.page.wait_for_timeout(1700)  # longer than two updates are apart
     assert asked == []
     session.set_setting("VRAMHeadroom.ShowBar", True)
     expect(session.page.locator(BAR)).to_have_attribute("data-state", "ok")
@@ -282,20 +285,20 @@ def test_a_hidden_tab_asks_nothing_and_looks_at_once_when_it_is_back(session: Se
     asked.clear()
     for _ in range(20):
         look(session)
-    session.page.wait_for_timeout(1200)
+    session.page.wait_for_timeout(1700)
     assert asked == []
     with session.page.expect_request(STATUS):
         session.page.evaluate(hide, False)
 
 
-def test_a_flood_of_events_brings_one_update_a_second_and_an_unchanged_card_draws_nothing(session: Session) -> None:
+def test_a_flood_of_events_brings_an_update_now_and_then_and_an_unchanged_card_draws_nothing(session: Session) -> None:
     show(session, status(card(20)))
     session.await_bar(pressure=20)
     asked: list[str] = []
     session.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/hardware/vram") else None)
     updates = session.bar("updates")
     flood = """async () => {
-        const until = performance.now() + 3000;
+        const until = performance.now() + 4000;
         while (performance.now() < until) {
             for (let i = 0; i < 50; i++) window.comfyAPI.api.api.dispatchEvent(new CustomEvent("status", { detail: null }));
             await new Promise((resolve) => setTimeout(resolve, 10));
