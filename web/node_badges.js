@@ -67,16 +67,18 @@ export class NodeBadges {
     const texts = badgeTexts(known);
     /** @type {Map<string, Shown>} */
     const next = new Map();
-    let madeAnew = false;
+    /** @type {Map<GraphNode, string>} several nodes of one subgraph share what is in it: the last says it */
+    const ids = new Map();
     for (const [id, node] of this.#nodes()) {
       const said = node.subgraph ? worstWithin(texts, id) : texts.get(id);
       if (!said) continue;
       this.created(node);
-      madeAnew ||= this.#ids.get(node) !== id;
-      this.#ids.set(node, id);
+      ids.set(node, id);
       next.set(id, { text: said.text, colours: said.bad ? BAD : PLAIN });
     }
+    const madeAnew = [...ids].some(([node, id]) => this.#ids.get(node) !== id);
     if (!madeAnew && same(this.#shown, next)) return;
+    for (const [node, id] of ids) this.#ids.set(node, id);
     this.#shown = next;
     this.#redraw();
   }

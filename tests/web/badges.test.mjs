@@ -121,6 +121,17 @@ test("a node that was made anew says what the one before it said, and so does th
   assert.deepEqual([shown(anew), shown(before)], [["peak 5 GB"], ["peak 5 GB"]]);
 });
 
+test("two nodes of one subgraph share their inner nodes, and are drawn once all the same", () => {
+  const inner = { id: 3, badges: [] };
+  const [one, other] = [2, 22].map((id) => ({ id, badges: [], subgraph: { nodes: [inner], links: new Map() } }));
+  const app = canvas(one, other);
+  const badges = new NodeBadges(app, () => FakeBadge, (state) => state);
+  badges.switch(true);
+  const before = app.redraws;
+  for (let i = 0; i < 3; i++) badges.show({ plan: plan([phase("sample", "2:3", 4), phase("sample", "22:3", 5)]), run: null, status: null });
+  assert.deepEqual([shown(one), shown(other), app.redraws - before], [["peak 4 GB"], ["peak 5 GB"], 1]);
+});
+
 test("a front end without badges gets none", () => {
   const node = { id: 3, badges: [] };
   const badges = new NodeBadges(canvas(node), () => undefined, (state) => state);
