@@ -1,6 +1,7 @@
 """The panel in real Chromium, on made-up readings: cards, memory, models, and what can be done with them."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,10 +99,11 @@ def test_without_a_reading_it_says_why_and_keeps_the_last(
     assert panel.locator(".vrh-stack-block").count() == (1 if state == "no_gpu" else 2)
 
 
-def acting(session: Session, status_code: int, body: Any) -> list[tuple[str, Any]]:
+def acting(session: Session, status_code: int, body: Any, done: Callable[[], None] = lambda: None) -> list[tuple[str, Any]]:
     asked: list[tuple[str, Any]] = []
 
     def answer(route: Route) -> None:
+        done()
         asked.append((route.request.url.rpartition("/")[2], route.request.post_data_json))
         route.fulfill(status=status_code, json=body)
 
@@ -152,14 +154,17 @@ def test_an_action_that_the_server_refuses_says_why(session: Session, panel: Loc
 
 
 def test_an_action_that_waits_says_for_what_until_it_is_done(session: Session, panel: Locator) -> None:
-    acting(session, 202, {"id": "a", "waiting": "node"})
-    waiting = [{"id": "a", "action": "offload", "key": 9, "name": "sd_xl", "waited_seconds": 0.5}]
+    outcome: dict[str, Any] = {"id": "a", "state": "waiting"}
+    session.page.route("**/vram/actions/a", lambda route: route.fulfill(json=outcome))
+    # as the server does: the action is listed from the moment it was asked for, and not before
+    waiting: list[dict[str, Any]] = []
     serve(session, running(waiting=waiting))
+    listed = {"id": "a", "action": "offload", "key": 9, "name": "sd_xl", "waited_seconds": 0.5}
+    acting(session, 202, {"id": "a", "waiting": "node"}, lambda: waiting.append(listed))
     button(panel, "Offload sd_xl_base_1.0").click()
     expect(panel.get_by_text("Offload waits until the node has ended")).to_be_visible()
     expect(button(panel, "Offload sd_xl_base_1.0: it waits already")).to_have_attribute("aria-disabled", "true")
-    outcome = {"id": "a", "state": "done", "freed_bytes": gib(1.7), "message": None}
-    session.page.route("**/vram/actions/a", lambda route: route.fulfill(json=outcome))
+    outcome.update(state="done", freed_bytes=gib(1.7), message=None)
     serve(session, running())
     expect(panel.locator(".vrh-told")).to_have_text("sd_xl_base_1.0 is off the card: 1.7 GB freed.")
     assert panel.get_by_text("Offload waits").filter(visible=True).count() == 0
