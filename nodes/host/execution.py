@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -81,6 +82,23 @@ class NodeWatcher(Protocol):
 class HostExecution:
     """The running prompt and node. Read from any thread; written by the worker thread only."""
 
+    # slots: between two nodes everything has left the processor's caches, and each look into a dict costs another miss
+    __slots__ = (
+        "_alone",
+        "_boundaries",
+        "_clock",
+        "_every",
+        "_newest",
+        "_node_ended",
+        "_node_started",
+        "_open",
+        "_prompt_id",
+        "_told",
+        "_watchers",
+        "_woken",
+        "outcome",
+    )
+
     def __init__(self, seams: SeamTable, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` counts seconds."""
         self._clock = clock
@@ -98,7 +116,6 @@ class HostExecution:
         """Open nodes that the watchers know of."""
         self._every: set[object] = set()
         """Who has to be told of every node; mostly nobody."""
-        self._count = 0
         self.outcome: RunState = "done"
         """How the prompt that ended last did, while watchers are told of its end and after."""
         self._watchers: list[PromptWatcher] = []
@@ -207,12 +224,11 @@ class HostExecution:
             self._at_boundary()
 
     def _watched_node(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        clock = self._clock
+        clock, number = self._clock, itertools.count(1).__next__
 
         async def get_output_data(*args: Any, **kwargs: Any) -> Any:
             # every node of every prompt passes here, and next to nothing may happen to a trivial one (docs/overhead.md)
-            self._count = number = self._count + 1
-            call: Call = (number, clock(), args, kwargs)
+            call: Call = (number(), clock(), args, kwargs)
             if self._alone is None:
                 self._alone = call
             else:
@@ -222,16 +238,13 @@ class HostExecution:
             except BaseException as error:
                 self._end(_span(call), error)
                 raise
-            # the fourth value of a node that goes on is True
-            goes_on = result.__class__ is tuple and len(result) > 3 and result[3] is True
-            if self._alone is call and not goes_on and clock() - call[1] < SHORT_S:
+            # the last value says whether the node goes on as tasks (0.8 and 0.33)
+            if self._alone is call and clock() - call[1] < SHORT_S and result.__class__ is tuple and not result[-1]:
                 self._alone = None
                 if self._woken:
                     self._at_boundary()
-            elif goes_on and (tasks := _pending(result)):
-                self._end_with(_span(call), tasks)
             else:
-                self._end(_span(call), None)
+                self._end_followed(call, result)
             return result
 
         return get_output_data
@@ -244,6 +257,13 @@ class HostExecution:
         self._open[span.number] = self._newest = span
         self._alone = FOLLOWED
         self.tell(span)
+
+    def _end_followed(self, call: Call, result: object) -> None:
+        tasks = _pending(result)
+        if tasks:
+            self._end_with(_span(call), tasks)
+        else:
+            self._end(_span(call), None)
 
     def _follow_all(self) -> None:
         """The node that runs alone is one of those that are followed from now on."""
