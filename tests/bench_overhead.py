@@ -1,7 +1,8 @@
 """A benchmark, not a test: what the pack costs a prompt of 200 trivial nodes, and docs/overhead.md with the figures.
 
 usage, in the repository's root: .venv/bin/python tests/bench_overhead.py [--pairs 200] [--comfyui CHECKOUT
-    --comfyui-python PYTHON --comfyui-models DIR --comfyui-fixtures DIR --comfyui-pairs 200] [--starts 8] [--write]
+    --comfyui-python PYTHON --comfyui-models DIR --comfyui-fixtures DIR --comfyui-pairs 200 --comfyui-starts 6]
+    [--starts 10] [--write]
 """
 
 import argparse
@@ -11,8 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,9 @@ The same graph of {NODES} trivial nodes (each adds one; nothing cached) with the
 from the moment the worker takes it out of the queue to the moment it hands the result in. Medians of the differences, with
 95 % confidence (bootstrap), and beside them the difference of the lower quartiles, which other work disturbs least.
 
-"In one host": the check of what is posted and the wrappers around prompts and nodes are switched on and off from prompt to
-prompt. "In two hosts" compares a host that has the pack with one that has not, and starts both anew again and again: two
-processes differ by some per cent, whatever runs in them. The two do not agree. In one host, prompts without the pack follow
-each other at once and find the processor's caches as they were left, and one that was planned before does not; in two hosts
-neither side does, as in front of a person. That is the likely reason, and it was not proven.
+"In two hosts": one that has the pack and one that has not, both started anew again and again, since two processes differ by
+some per cent whatever runs in them. "In one host": the check of what is posted and the wrappers around prompts and nodes are
+switched on and off from prompt to prompt.
 Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """
@@ -68,17 +67,26 @@ def table(where: str, found: Pairs) -> list[str]:
     return [*lines, "", f"Promised is less than 1 %; of the worker's time it is {share.share:.1%} ({low:.1%} to {high:.1%}).\n"]
 
 
-def in_two_hosts(starts: int, pairs: int) -> Pairs:
-    """Pairs of the stand-in with the pack and without it, in as many hosts."""
+Start = Callable[[bool], AbstractContextManager[Ask]]
+"""Starts a host, with the pack or without, that stops at the end of the block."""
+
+
+def in_two_hosts(start_one: Start, starts: int, pairs: int) -> Pairs:
+    """Pairs of a host with the pack and one without it, started anew `starts` times."""
     found: Pairs = {"wall": [], "worker": [], "process": []}
     for number in range(starts):
         # who starts first is on the machine's cores first
-        first, second = (start_host(custom_nodes=[STOPWATCH], pack=number % 2 == turn) for turn in (0, 1))
-        with first as one, second as other:
-            ours, theirs = (one, other) if number % 2 == 0 else (other, one)
-            for clock, more in run_pairs(asking(ours), asking(theirs), pairs // starts).items():
+        with start_one(number % 2 == 0) as first, start_one(number % 2 == 1) as second:
+            ours, theirs = (first, second) if number % 2 == 0 else (second, first)
+            for clock, more in run_pairs(ours, theirs, pairs // starts).items():
                 found[clock] += more
     return found
+
+
+@contextmanager
+def stand_in(pack: bool) -> Iterator[Ask]:
+    with start_host(custom_nodes=[STOPWATCH], pack=pack) as host:
+        yield asking(host)
 
 
 class Options(argparse.Namespace):
@@ -89,8 +97,8 @@ class Options(argparse.Namespace):
 
 
 @contextmanager
-def real(options: Options) -> Iterator[RealComfyUI]:
-    """A real ComfyUI with the pack and the stopwatch in it."""
+def real(options: Options, with_pack: bool = True) -> Iterator[RealComfyUI]:
+    """A real ComfyUI with the stopwatch in it, and the pack, when nothing is left to be done of its start."""
     with tempfile.TemporaryDirectory() as folder:
         fixtures = Path(folder) / "fixtures"
         fixtures.mkdir()
@@ -98,7 +106,10 @@ def real(options: Options) -> Iterator[RealComfyUI]:
         for pack in Path(options.comfyui_fixtures).iterdir() if options.comfyui_fixtures else ():
             (fixtures / pack.name).symlink_to(pack.resolve(), target_is_directory=pack.is_dir())
         config = Options(**{**vars(options), "comfyui_fixtures": str(fixtures)})
-        yield from start(config, Path(folder), True, fake_vram_mb=4000)  # type: ignore[arg-type]
+        for host in start(config, Path(folder), with_pack, fake_vram_mb=4000):  # type: ignore[arg-type]
+            if with_pack:
+                let_it_settle(host)
+            yield host
 
 
 def asking_real(host: RealComfyUI) -> Ask:
@@ -121,7 +132,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--comfyui-pairs", type=int, default=200)
-    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--starts", type=int, default=10)
+    parser.add_argument("--comfyui-starts", type=int, default=6)
     for name in ("--comfyui", "--comfyui-python", "--comfyui-models", "--comfyui-fixtures"):
         parser.add_argument(name)
     parser.add_argument("--write", action="store_true", help="write docs/overhead.md")
@@ -131,15 +143,21 @@ def main() -> None:
         with start_host(custom_nodes=[STOPWATCH]) as host:
             lines += table("In one host, the stand-in", switched(asking(host), options.pairs))
         if options.starts:
-            lines += table(
-                f"In two hosts, the stand-in, started {options.starts} times", in_two_hosts(options.starts, options.pairs)
-            )
+            found = in_two_hosts(stand_in, options.starts, options.pairs)
+            lines += table(f"In two hosts, the stand-in, started {options.starts} times", found)
     if options.comfyui:
         with real(options) as host:
-            let_it_settle(host)
-            version = host.ask(STATUS)[1]["host"]["comfyui_version"]
-            found = switched(asking_real(host), options.comfyui_pairs)
-            lines += table(f"In one host, ComfyUI {version} on a simulated card", found)
+            version = f"ComfyUI {host.ask(STATUS)[1]['host']['comfyui_version']} on a simulated card"
+            lines += table(f"In one host, {version}", switched(asking_real(host), options.comfyui_pairs))
+        if options.comfyui_starts:
+
+            @contextmanager
+            def comfyui(pack: bool) -> Iterator[Ask]:
+                with real(options, pack) as host:
+                    yield asking_real(host)
+
+            found = in_two_hosts(comfyui, options.comfyui_starts, options.comfyui_pairs)
+            lines += table(f"In two hosts, {version}, started {options.comfyui_starts} times", found)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, shared with other work"
     lines.append(f"Machine: {machine}. Python {platform.python_version()}, torch {torch.__version__}.\n")
     text = HEAD + "\n".join(lines)
