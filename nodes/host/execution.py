@@ -82,23 +82,6 @@ class NodeWatcher(Protocol):
 class HostExecution:
     """The running prompt and node. Read from any thread; written by the worker thread only."""
 
-    # slots: between two nodes everything has left the processor's caches, and each look into a dict costs another miss
-    __slots__ = (
-        "_alone",
-        "_boundaries",
-        "_clock",
-        "_every",
-        "_newest",
-        "_node_ended",
-        "_node_started",
-        "_open",
-        "_prompt_id",
-        "_told",
-        "_watchers",
-        "_woken",
-        "outcome",
-    )
-
     def __init__(self, seams: SeamTable, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` counts seconds."""
         self._clock = clock
