@@ -149,6 +149,8 @@ class Lifecycle:
 
     def _apply_rulings(self) -> None:
         """Policies of nodes that are in this graph hold; where none is, what the model was registered with."""
+        if not self._rulings:
+            return
         offloader = self._pack.offloader
         registered = {component.handle.key: component for _, component in offloader.components()}
         # a model that is gone may have left its key to another one

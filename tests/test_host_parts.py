@@ -21,13 +21,15 @@ execution.get_output_data, execution.PromptExecutor = run_node, Executor
 now = [0.0]
 host = HostExecution(SeamTable(), lambda: now[0])
 host.every_node("all of it")
-told = []
+told, numbers = [], []
 
 class Watcher:
     def __init__(self, name): self.name = name
     def prompt_started(self, span): told.append([self.name, "prompt starts", span.prompt_id])
     def prompt_ended(self, span): told.append([self.name, "prompt ends", span.prompt_id])
-    def node_started(self, span): told.append([self.name, "starts", span.node_id])
+    def node_started(self, span):
+        told.append([self.name, "starts", span.node_id])
+        numbers.append(span.number)
     def node_ended(self, span, error): told.append([self.name, "ends", span.node_id, type(error).__name__])
 
 class Raises(Watcher):
@@ -130,8 +132,26 @@ async def waking():
     await get("1", wakes)
     await get("2", plain)
 async def slowly(): await get("1", slow)
+async def looked_at():
+    now[0] += SHORT_S
+    (span,), (again,) = host.long_spans(), host.long_spans()
+    numbers.clear()
+    host.tell(span)
+    seen.append([span == again, numbers == [span.number] * 2, host.is_open(span), span.node_id, span.since, span.number])
+    looked.append(span)
+    return [], {}, False, False
+async def twice():
+    looked.clear()
+    now[0] = 100.0
+    await execution.get_output_data(prompt_id="p", unique_id="named", obj=node(looked_at))
+    now[0] = 200.0
+    await get("1", plain)
+    now[0] = 201.0
+    await get("1", looked_at)
+    seen.append([host.is_open(span) for span in looked])
+looked = []
 async def asking(): await get("1", asks)
-for prompt in (once, waking, slowly, failing, asking, nesting, waits):
+for prompt in (once, waking, slowly, failing, asking, nesting, waits, twice):
     seen.clear()
     found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
 answer(found)
@@ -187,6 +207,15 @@ def test_an_async_node_ends_at_the_latest_with_its_prompt(spans: dict[str, Any])
     assert steps(spans["left_alone"]) == [["starts", "async"], ["ends", "async", "NoneType"]]
     assert spans["left_alone"]["raised"] == "InterruptedError"
     assert spans["left_alone"]["running"] is None
+
+
+def test_whoever_looks_at_a_node_that_runs_sees_the_span_that_is_told_of(spans: dict[str, Any]) -> None:
+    first, second, open_after = spans["quiet twice"]["seen"]
+    assert first[:4] == [True, True, True, "named"]
+    assert second[:4] == [True, True, True, "1"]
+    assert first[5] != second[5], "two runs are two spans"
+    assert second[4] == 200.0, "it could begin when the one before had ended"
+    assert open_after == [False, False]
 
 
 def test_a_graph_that_a_node_runs_is_part_of_its_prompt(spans: dict[str, Any]) -> None:

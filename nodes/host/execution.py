@@ -30,10 +30,11 @@ SHORT_S: Final = 0.02
 """Telling of a node costs about 10 microseconds and looking at the card for it up to 100: of a node that is over sooner than
 this that would be more than 0.5 %. Most nodes of a graph only pass something on and take less than 1 ms."""
 
-Call = tuple[int, float, tuple[Any, ...], dict[str, Any]]
-"""A call of get_output_data: its number, when it began, its arguments. A NodeSpan is made of it only if somebody wants one."""
+Call = tuple[Any, ...] | dict[str, Any]
+"""A call of get_output_data: its arguments by position, or by name where there are none. While it runs no other is the same
+object. A NodeSpan is made of it only if somebody wants one."""
 
-FOLLOWED: Final[Call] = (0, 0.0, (), {})
+FOLLOWED: Final[Call] = ("followed",)
 """No call: it stands where one would while the nodes that run are followed one by one."""
 
 
@@ -55,7 +56,8 @@ class NodeSpan(NamedTuple):
     number: int
     """Counts spans, so that two are never equal."""
     since: float = 0.0
-    """When it began, in seconds of the clock of HostExecution."""
+    """When it began, in seconds of the clock of HostExecution; of one that no other ran beside, when the one before it had
+    ended, or the prompt had started."""
 
     @property
     def shown_id(self) -> str:
@@ -89,6 +91,12 @@ class HostExecution:
         self._alone: Call | None = None
         """The node that runs, as long as nothing is remarkable about it and no other runs, as it is most of the time. FOLLOWED
         while there are others, or all are wanted."""
+        self._since = clock()
+        """When the node that runs alone could begin: what ComfyUI does before a node counts for it, and the clock is looked at
+        once for each."""
+        self._spans: dict[int, NodeSpan] = {}
+        """Of the calls that run, by their `id`, as far as somebody has asked for one."""
+        self._numbers = itertools.count(1)
         self._woken = False
         """Something waits for a boundary and does not wait for a remarkable one."""
         self._newest: NodeSpan | None = None
@@ -113,25 +121,30 @@ class HostExecution:
         prompt_id, alone, newest = self._prompt_id, self._alone_now(), self._newest
         if prompt_id is None:
             return None
-        return Running(prompt_id, _node_id(alone) if alone else newest.node_id if newest else None)
+        return Running(prompt_id, _node_id(alone) if alone is not None else newest.node_id if newest else None)
 
     def is_open(self, span: NodeSpan) -> bool:
         """Whether this node still runs. Any thread."""
         # a node is followed before it stops to be alone: it is always in one of the two
         alone = self._alone_now()
-        return (alone is not None and alone[0] == span.number) or span.number in self._open
+        return (alone is not None and self._spans.get(id(alone)) == span) or span.number in self._open
 
     def long_spans(self) -> tuple[NodeSpan, ...]:
         """Nodes that run and have run for SHORT_S: watchers will be told of them, if they have not been yet. Any thread."""
+        # in this order: if it ends meanwhile, another one's beginning is looked at, which is not long ago
         now, alone = self._clock(), self._alone_now()
-        spans = {span.number: span for span in (*((_span(alone),) if alone else ()), *tuple(self._open.values()))}
-        return tuple(span for span in spans.values() if now - span.since >= SHORT_S)
+        since = self._since
+        spans = {span.number: span for span in tuple(self._open.values()) if now - span.since >= SHORT_S}
+        if alone is not None and now - since >= SHORT_S:
+            span = self._span(alone, since)
+            spans[span.number] = span
+        return tuple(spans.values())
 
     def open_span(self, node_id: str | None) -> NodeSpan | None:
         """The running span of this node; the newest of all where none is its. Worker thread only."""
         alone = self._alone_now()
         if alone is not None:
-            return _span(alone)
+            return self._span(alone, self._since)
         return next((span for span in reversed(self._open.values()) if span.node_id == node_id), self._newest)
 
     def _alone_now(self) -> Call | None:
@@ -141,7 +154,7 @@ class HostExecution:
     def tell(self, span: NodeSpan) -> None:
         """This node is remarkable: whoever watches is told of its start, unless that has been done. Worker thread only."""
         alone = self._alone_now()
-        if alone is not None and alone[0] == span.number:
+        if alone is not None and self._spans.get(id(alone)) == span:
             self._follow_all()
         if span.number in self._told or span.number not in self._open:
             return
@@ -191,6 +204,7 @@ class HostExecution:
             _guarded(watcher.prompt_started, span)
         self._prompt_id = prompt_id
         self.outcome = "failed"
+        self._since = self._clock()
         try:
             result = original(*args, **kwargs)
             self.outcome = _outcome(args[0] if args else None)
@@ -200,6 +214,7 @@ class HostExecution:
             self._follow_all()
             for open_span in list(self._open.values()):
                 self._end(open_span, None)
+            self._spans.clear()
             self._prompt_id = None
             self._newest = None
             for watcher in reversed(self._watchers):
@@ -207,11 +222,11 @@ class HostExecution:
             self._at_boundary()
 
     def _watched_node(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        clock, number = self._clock, itertools.count(1).__next__
+        clock = self._clock
 
         async def get_output_data(*args: Any, **kwargs: Any) -> Any:
             # every node of every prompt passes here, and next to nothing may happen to a trivial one (docs/overhead.md)
-            call: Call = (number(), clock(), args, kwargs)
+            call = args or kwargs
             if self._alone is None:
                 self._alone = call
             else:
@@ -219,11 +234,13 @@ class HostExecution:
             try:
                 result = await original(*args, **kwargs)
             except BaseException as error:
-                self._end(_span(call), error)
+                self._end(self._ended(call), error)
                 raise
+            now = clock()
             # the last value says whether the node goes on as tasks (0.8 and 0.33)
-            if self._alone is call and clock() - call[1] < SHORT_S and result.__class__ is tuple and not result[-1]:
+            if self._alone is call and now - self._since < SHORT_S and result.__class__ is tuple and not result[-1]:
                 self._alone = None
+                self._since = now
                 if self._woken:
                     self._at_boundary()
             else:
@@ -236,23 +253,38 @@ class HostExecution:
         self._follow_all()
         for other in list(self._open.values()):
             self.tell(other)
-        span = _span(call)
+        span = self._span(call, self._clock())
         self._open[span.number] = self._newest = span
         self._alone = FOLLOWED
         self.tell(span)
 
+    def _span(self, call: Call, since: float) -> NodeSpan:
+        """Of a call that runs; whoever asks gets the same one."""
+        found = self._spans.get(id(call))
+        if found is None:
+            # whichever thread asks first
+            found = self._spans.setdefault(id(call), NodeSpan(_node_id(call), _class_type(call), next(self._numbers), since))
+        return found
+
+    def _ended(self, call: Call) -> NodeSpan:
+        """The span of a call that is over: its arguments may go, and another call's may come to lie where they were."""
+        span = self._span(call, self._since)
+        self._follow_all()
+        self._spans.pop(id(call), None)
+        return span
+
     def _end_followed(self, call: Call, result: object) -> None:
-        tasks = _pending(result)
+        span, tasks = self._ended(call), _pending(result)
         if tasks:
-            self._end_with(_span(call), tasks)
+            self._end_with(span, tasks)
         else:
-            self._end(_span(call), None)
+            self._end(span, None)
 
     def _follow_all(self) -> None:
         """The node that runs alone is one of those that are followed from now on."""
         alone = self._alone_now()
         if alone is not None:
-            span = _span(alone)
+            span = self._span(alone, self._since)
             self._open[span.number] = self._newest = span
         self._alone = FOLLOWED if self._open or self._every else None
 
@@ -280,6 +312,7 @@ class HostExecution:
         self._newest = next(reversed(self._open.values())) if self._open else None
         self._follow_all()
         self._at_boundary()
+        self._since = self._clock()
 
     def _at_boundary(self) -> None:
         # before the calls: what comes to wait while they look is seen at the next one
@@ -290,14 +323,17 @@ class HostExecution:
 
 def _node_id(call: Call) -> str:
     # get_output_data(prompt_id, unique_id, obj, ...)
-    _, _, args, kwargs = call
-    return str(args[1] if len(args) > 1 else kwargs.get("unique_id", ""))
+    return str(_argument(call, 1, "unique_id"))
 
 
-def _span(call: Call) -> NodeSpan:
-    number, since, args, kwargs = call
-    node = args[2] if len(args) > 2 else kwargs.get("obj")
-    return NodeSpan(_node_id(call), type(node).__name__, number, since)
+def _class_type(call: Call) -> str:
+    return type(_argument(call, 2, "obj")).__name__
+
+
+def _argument(call: Call, place: int, name: str) -> Any:
+    if isinstance(call, dict):
+        return call.get(name, "")
+    return call[place] if len(call) > place else ""
 
 
 def _pending(result: object) -> list[asyncio.Task[Any]]:
