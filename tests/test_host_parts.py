@@ -6,7 +6,7 @@ import pytest
 from insidehost import ask_inside
 
 SPANS = """
-import asyncio, execution
+import asyncio, execution, types
 from vram_headroom.nodes.host.execution import SHORT_S, HostExecution
 from vram_headroom.nodes.host.seams import SeamTable
 
@@ -150,8 +150,34 @@ async def twice():
     await get("1", looked_at)
     seen.append([host.is_open(span) for span in looked])
 looked = []
+class EndsWhenRead:
+    # the id of a node that ends while another thread makes its span
+    end = None
+    def __str__(self):
+        end, self.end = self.end, None
+        if end is not None:
+            end()
+        return "1"
+@types.coroutine
+def pause(): yield
+async def waits_a_while():
+    await pause()
+    return [], {}, False, False
+async def overtaken():
+    node_id = EndsWhenRead()
+    call = execution.get_output_data("p", node_id, node(waits_a_while))
+    call.send(None)
+    now[0] += SHORT_S
+    def end():
+        try:
+            call.send(None)
+        except StopIteration:
+            seen.append("ended")
+    node_id.end = end
+    seen.append([span.node_id for span in host.long_spans()])
+    seen.append(len(host._spans))
 async def asking(): await get("1", asks)
-for prompt in (once, waking, slowly, failing, asking, nesting, waits, twice):
+for prompt in (once, waking, slowly, failing, asking, nesting, waits, twice, overtaken):
     seen.clear()
     found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
 answer(found)
@@ -216,6 +242,11 @@ def test_whoever_looks_at_a_node_that_runs_sees_the_span_that_is_told_of(spans: 
     assert first[5] != second[5], "two runs are two spans"
     assert second[4] == 200.0, "it could begin when the one before had ended"
     assert open_after == [False, False]
+
+
+def test_a_node_that_ends_while_another_thread_looks_at_it_leaves_no_span_for_the_next_call(spans: dict[str, Any]) -> None:
+    assert spans["quiet overtaken"]["seen"] == ["ended", [], 0]
+    assert [step for step in steps(spans["quiet overtaken"]) if step[0] == "ends"] == [["ends", "1", "NoneType"]]
 
 
 def test_a_graph_that_a_node_runs_is_part_of_its_prompt(spans: dict[str, Any]) -> None:

@@ -137,14 +137,17 @@ class HostExecution:
         spans = {span.number: span for span in tuple(self._open.values()) if now - span.since >= SHORT_S}
         if alone is not None and now - since >= SHORT_S:
             span = self._span(alone, since)
-            spans[span.number] = span
+            if self._alone is alone or span.number in self._open:
+                spans[span.number] = span
+            else:
+                # it has ended meanwhile; as long as we hold its arguments, no other call lies where they do
+                self._spans.pop(id(alone), None)
         return tuple(spans.values())
 
     def open_span(self, node_id: str | None) -> NodeSpan | None:
         """The running span of this node; the newest of all where none is its. Worker thread only."""
-        alone = self._alone_now()
-        if alone is not None:
-            return self._span(alone, self._since)
+        # whoever asks makes it remarkable: the span of one that ends unnoticed would be found for the next call in its place
+        self._follow_all()
         return next((span for span in reversed(self._open.values()) if span.node_id == node_id), self._newest)
 
     def _alone_now(self) -> Call | None:
