@@ -33,6 +33,8 @@ const STATES = ["running", "done", "failed", "interrupted"];
 export class Runs {
   /** @type {Run | null} */
   run = null;
+  /** @type {Run | null} shown before it: what is told of it late must not make the newer one forget what it knows */
+  #other = null;
   /** @type {Map<string, { done: number, total: number }>} of the prompt that runs, known before its plan comes */
   #steps = new Map();
   #stepsOf = "";
@@ -43,7 +45,7 @@ export class Runs {
     const id = text(detail.prompt_id, "");
     if (!id) return false;
     const plan = planOf(detail.plan);
-    this.run = this.run?.id === id ? { ...this.run, plan } : { ...this.#fresh(id), plan };
+    this.#show({ ...this.#of(id), plan });
     return true;
   }
 
@@ -52,13 +54,13 @@ export class Runs {
     if (!isObject(detail)) return false;
     const id = text(detail.prompt_id, "");
     if (!id) return false;
-    const run = this.run?.id === id ? this.run : this.#fresh(id);
+    const run = this.#of(id);
     const at = numberOrNull(detail.at) ?? run.at;
     const state = /** @type {RunState} */ (oneOf(detail.state, STATES, "running"));
     const mark = { phase: numberOrNull(detail.phase), nodeId: typeof detail.node_id === "string" ? detail.node_id : null, from: at };
     // a server that marks phases itself knows of those too that are over between two events
     const marks = Array.isArray(detail.marks) ? objects(detail.marks).map(markOf) : withMark(run.marks, mark);
-    this.run = {
+    this.#show({
       ...run,
       state,
       phase: mark.phase,
@@ -66,7 +68,7 @@ export class Runs {
       marks,
       samples: joined(run.samples, samples(detail.samples)),
       measured: Array.isArray(detail.measured) ? objects(detail.measured).map(measured) : run.measured,
-    };
+    });
     return true;
   }
 
@@ -74,8 +76,10 @@ export class Runs {
   recovery(detail) {
     if (!isObject(detail)) return false;
     const id = text(detail.prompt_id, "");
-    const run = this.run?.id === id ? this.run : this.#fresh(id);
-    this.run = { ...run, incidents: [...run.incidents, incident(detail)] };
+    const [run, now] = [this.#of(id), incident(detail)];
+    // a report that has it may have come before its event
+    if (run.incidents.some((one) => one.at === now.at && one.kind === now.kind && one.message === now.message)) return false;
+    this.#show({ ...run, incidents: [...run.incidents, now] });
     return true;
   }
 
@@ -98,13 +102,14 @@ export class Runs {
     if (!isObject(json)) return false;
     const id = text(json.prompt_id, "");
     const at = numberOrNull(json.at) ?? 0;
-    const known = this.run?.id === id ? this.run : null;
+    const known = this.#known(id);
     // events that came meanwhile know more, and what was followed is known better than a report tells it
     if (!id || (known && (known.at > at || (known.at === at && known.samples.length > 0)))) return false;
     const state = /** @type {RunState} */ (oneOf(json.state, STATES, "running"));
     const now = { phase: numberOrNull(json.phase), nodeId: typeof json.node_id === "string" ? json.node_id : null, from: at };
     const marks = objects(json.marks).map(markOf);
-    this.run = {
+    const told = objects(json.recoveries).map(incident);
+    this.#show({
       ...this.#fresh(id),
       state,
       plan: planOf(json.plan),
@@ -113,9 +118,26 @@ export class Runs {
       marks: marks.length ? marks : known?.marks.length ? known.marks : state === "running" ? [now] : [],
       samples: joined([], samples(json.samples)),
       measured: objects(json.measured).map(measured),
-      incidents: objects(json.recoveries).map(incident),
-    };
+      // both are the same list in the same order: one may have been made before the last recovery
+      incidents: known && known.incidents.length > told.length ? known.incidents : told,
+    });
     return true;
+  }
+
+  /** @param {string} id @returns {Run | null} */
+  #known(id) {
+    return [this.run, this.#other].find((one) => one?.id === id) ?? null;
+  }
+
+  /** @param {string} id @returns {Run} */
+  #of(id) {
+    return this.#known(id) ?? this.#fresh(id);
+  }
+
+  /** @param {Run} run */
+  #show(run) {
+    if (this.run?.id !== run.id) this.#other = this.run;
+    this.run = run;
   }
 
   /** @param {string} id @returns {Run} */

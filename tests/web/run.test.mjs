@@ -126,6 +126,32 @@ test("a page that opens late catches up, and what it has followed itself it keep
   assert.deepEqual(chartOf(followed.run).rows.map((row) => row.state), ["done", "done"]);
 });
 
+test("a recovery is shown once, whichever of its event, the report and the end of the run before comes first", () => {
+  const retry = (changes = {}) => ({ prompt_id: "a", node_id: "3", kind: "retry", attempt: 1, at: 5, freed_bytes: 0, same_picture: true, file: null, message: "again", ...changes });
+  const report = (recoveries) => ({ prompt_id: "a", state: "running", plan: TWO, phase: 0, node_id: "3", at: 6, samples: [], measured: [], marks: [], recoveries });
+  const seen = (runs) => runs.run.incidents.map((one) => [one.at, one.message]);
+
+  const made = new Runs();
+  made.phase(at(2));
+  made.recovery(retry());
+  assert.equal(made.report(report([])), true, "made before the recovery, and here after it");
+  assert.deepEqual(seen(made), [[5, "again"]]);
+
+  const knows = new Runs();
+  knows.report(report([retry()]));
+  assert.equal(knows.recovery(retry()), false, "its event comes after the report that has it");
+  assert.equal(knows.recovery(retry({ at: 5.5 })), true, "another one that says the same");
+  assert.deepEqual(seen(knows), [[5, "again"], [5.5, "again"]]);
+
+  const behind = new Runs();
+  behind.phase(at(20, { prompt_id: "before" }));
+  behind.recovery(retry());
+  behind.phase(at(21, { prompt_id: "before", state: "done" }));
+  assert.deepEqual([behind.run.id, behind.run.state, behind.run.at], ["before", "done", 21]);
+  behind.plan({ prompt_id: "a", plan: TWO });
+  assert.deepEqual([behind.run.id, ...seen(behind)], ["a", [5, "again"]]);
+});
+
 test("a run that could not be planned is drawn alone, and nonsense is no run", () => {
   const runs = new Runs();
   runs.plan({ prompt_id: "b", plan: null });
