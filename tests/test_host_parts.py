@@ -10,8 +10,10 @@ import asyncio, execution, types
 from vram_headroom.nodes.host.execution import SHORT_S, HostExecution
 from vram_headroom.nodes.host.seams import SeamTable
 
-async def run_node(prompt_id, unique_id, obj, *rest):
+async def run_node(PARAMETERS):
+    if keep: got.append(GOT)
     return await obj.run()
+got, keep = [], []
 
 class Executor:
     def execute(self, prompt, prompt_id, extra_data={}, execute_outputs=[]):
@@ -45,7 +47,7 @@ def node(run):
     return type("Node", (), {"run": staticmethod(run)})()
 
 async def get(node_id, run):
-    return await execution.get_output_data("p", node_id, node(run))
+    return await execution.get_output_data("p", node_id, node(run), {}, v3_data=node_id)
 
 def run(prompt):
     told.clear()
@@ -143,7 +145,7 @@ async def looked_at():
 async def twice():
     looked.clear()
     now[0] = 100.0
-    await execution.get_output_data(prompt_id="p", unique_id="named", obj=node(looked_at))
+    await execution.get_output_data(prompt_id="p", unique_id="named", obj=node(looked_at), input_data_all={})
     now[0] = 200.0
     await get("1", plain)
     now[0] = 201.0
@@ -165,7 +167,7 @@ async def waits_a_while():
     return [], {}, False, False
 async def overtaken():
     node_id = EndsWhenRead()
-    call = execution.get_output_data("p", node_id, node(waits_a_while))
+    call = execution.get_output_data("p", node_id, node(waits_a_while), {})
     call.send(None)
     now[0] += SHORT_S
     def end():
@@ -180,13 +182,34 @@ async def asking(): await get("1", asks)
 for prompt in (once, waking, slowly, failing, asking, nesting, waits, twice, overtaken):
     seen.clear()
     found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
+async def handed_on(): await get("1", plain)
+keep.append(True)
+run(handed_on)
+found["handed on"] = got
 answer(found)
 """
 
+AS_COMFYUI = "prompt_id, unique_id, obj, input_data_all, execution_block_cb=None, pre_execute_cb=None, v3_data=None"
+"""The parameters of get_output_data in 0.8 and 0.33."""
 
-@pytest.fixture(scope="module")
-def spans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return ask_inside(SPANS, tmp_path_factory.mktemp("spans"))
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((AS_COMFYUI, "[prompt_id, unique_id, input_data_all, v3_data]"), id="as ComfyUI's"),
+        pytest.param(
+            ("prompt_id, unique_id, obj, *rest, **named", "[prompt_id, unique_id, *rest, *named.values()]"),
+            id="as another pack's wrapper",
+        ),
+    ],
+)
+def spans(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    parameters, got = request.param
+    return ask_inside(SPANS.replace("PARAMETERS", parameters).replace("GOT", got), tmp_path_factory.mktemp("spans"))
+
+
+def test_what_a_node_is_called_with_is_handed_on(spans: dict[str, Any]) -> None:
+    assert spans["handed on"] == [["p", "1", {}, "1"]]
 
 
 def steps(found: dict[str, Any]) -> list[list[str]]:
