@@ -16,6 +16,9 @@ from host.lab import Prompt, node
 from host.process import HostProcess
 
 STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
+REPORT: Final = Path(__file__).parent.parent / "docs" / "overhead.md"
+INSTRUCTIONS: Final = "## In instructions, the stand-in"
+"""The last section of the report, which has a benchmark of its own."""
 NODES: Final = 200
 ROW: Final = 20
 """Nodes of the longest way through the graph; a graph for two experts has about as many."""

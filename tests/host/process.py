@@ -84,12 +84,13 @@ def start_host(
     dynamic: bool = False,
     aimdo: str = "0.4.13",
     frontend: Path | None = None,
+    under: Sequence[str] = (),
 ) -> HostProcess:
     """Returns once the host answers. Raises RuntimeError with its log when it does not come up.
 
-    `dynamic`: with DynamicVRAM, on a simulation of that release of comfy-aimdo.
+    `dynamic`: with DynamicVRAM, on a simulation of that release of comfy-aimdo. `under`: a command that runs it, as valgrind.
     """
-    command = [sys.executable, "-m", "tests.host", "--port", "0", "--verbose"]
+    command = [*under, sys.executable, "-m", "tests.host", "--port", "0", "--verbose"]
     command += ["--vram-gb", str(vram_gb), "--others-gb", str(others_gb), "--step-seconds", str(step_seconds)]
     command += ["--template", template]
     if frontend is not None:

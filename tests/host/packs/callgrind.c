@@ -1,0 +1,5 @@
+#include <valgrind/callgrind.h>
+
+void start(void) { CALLGRIND_START_INSTRUMENTATION; }
+void zero(void) { CALLGRIND_ZERO_STATS; }
+void dump(const char *reason) { CALLGRIND_DUMP_STATS_AT(reason); }
