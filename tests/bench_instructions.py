@@ -7,6 +7,7 @@ It needs valgrind, its headers and a C compiler, and takes 6 s a prompt.
 
 import argparse
 import os
+import platform
 import random
 import re
 import statistics
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from loadpack import load_pack
 
 load_pack()
@@ -70,12 +72,16 @@ def main() -> None:
     added = [found[ours] - found[theirs] for ours, theirs in zip(sides[True], sides[False], strict=True)]
     error = statistics.stdev(added) / len(added) ** 0.5
     mean = statistics.mean(added)
+    version = subprocess.run(["valgrind", "--version"], check=True, capture_output=True, text=True).stdout.strip()
     section = (
         f"{INSTRUCTIONS}\n\n"
         f"In one host, {len(added)} pairs, counted by callgrind on the worker thread: {without / 1e6:.1f} million without\n"
         f"the pack, {mean / 1e6:+.2f} million with (standard error {error / 1e6:.2f}), **{mean / without:+.2%}**. Clocks\n"
         "see more than that, probably since what runs once in a node finds little of itself in the nearest cache.\n"
-        "Made by `tests/bench_instructions.py`; other work on the machine hardly changes it.\n"
+        "All nodes count as short here, since valgrind makes each take 50 times as long.\n"
+        "Made by `tests/bench_instructions.py`; other work on the machine hardly changes it.\n\n"
+        f"Machine: {platform.system()} {platform.machine()}. Python {platform.python_version()}, torch {torch.__version__},\n"
+        f"{version}.\n"
     )
     sys.stdout.write(section)
     if options.write:

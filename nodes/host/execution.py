@@ -43,8 +43,8 @@ NODE_ARGUMENTS: Final = (
 """Of get_output_data (execution.py:343 in 0.33, 328 in 0.8); ComfyUI passes the last three by name."""
 
 Call = tuple[Any, ...] | dict[str, Any]
-"""A call of get_output_data: its first arguments by position, or all by name where there are none. While
-it runs no other is the same object. A NodeSpan is made of it only if somebody wants one."""
+"""A call of get_output_data: its first arguments by position, or all by name where there are none. While it runs
+no other is the same object. A NodeSpan is made of it only if somebody wants one."""
 
 FOLLOWED: Final[Call] = ("followed",)
 """No call: it stands where one would while the nodes that run are followed one by one."""
@@ -257,8 +257,8 @@ class HostExecution:
         return get_output_data
 
     def _watched_as_known(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Of a get_output_data that takes NODE_ARGUMENTS: handed on as ComfyUI itself does, which costs a third less than
-        packing and unpacking whatever comes."""
+        """Of a get_output_data that takes NODE_ARGUMENTS: handed on as ComfyUI itself does, in a third fewer instructions
+        than packing and unpacking whatever comes takes."""
         clock = self._clock
 
         async def get_output_data(
@@ -290,7 +290,7 @@ class HostExecution:
                 self._end(self._ended(call), error)
                 raise
             now = clock()
-            # as in _over, without the call
+            # _over, without what calling it costs
             if self._alone is call and now - self._since < SHORT_S and result.__class__ is tuple and not result[-1]:
                 self._alone = None
                 self._since = now
@@ -386,8 +386,7 @@ class HostExecution:
 
 
 def _takes(function: Callable[..., Any], names: Sequence[str]) -> bool:
-    """Whether `function` is a plain one with exactly these parameters and is not another pack's wrapper, which could take less
-    than it says."""
+    """Whether `function` itself takes exactly these parameters. What a wrapper says of the function below it does not count."""
     try:
         parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):

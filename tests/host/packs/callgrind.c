@@ -1,3 +1,4 @@
+/* What counting.py asks of callgrind: only C has its macros. */
 #include <valgrind/callgrind.h>
 
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }
