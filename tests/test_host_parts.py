@@ -1,5 +1,6 @@
 """The parts of nodes/host, on the stand-in's modules: spans of prompts and nodes, calls for the worker thread."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -435,3 +436,37 @@ def test_idle_is_told_only_when_nothing_waits(worker: dict[str, Any]) -> None:
 
 def test_a_call_made_while_the_worker_is_busy_between_prompts_is_not_slept_through(worker: dict[str, Any]) -> None:
     assert worker["late"] == "late"
+
+
+LAST_PROMPT = """
+import execution, weakref
+from vram_headroom.nodes.host.node_cache import HostNodeCache
+from vram_headroom.nodes.host.seams import SeamTable
+
+class Prompt(dict): pass
+
+class Executor:
+    def execute(self, prompt, prompt_id, extra_data={}, execute_outputs=[]):
+        there.append([one() is not None for one in prompts])
+
+execution.PromptExecutor = Executor
+cache = HostNodeCache(SeamTable())
+executor, prompts, there = Executor(), [], []
+
+def run():
+    prompt = Prompt()
+    prompts.append(weakref.ref(prompt))
+    executor.execute(prompt, str(len(prompts)))
+
+run()
+run()
+run()
+cache.tidy()
+run()
+answer(there)
+"""
+
+
+def test_the_last_prompt_is_not_freed_in_the_time_of_the_next_one_and_no_other_is_kept(tmp_path: Path) -> None:
+    """ComfyUI's history may have been cleared: then ours is the last hold on its thousand objects."""
+    assert ask_inside(LAST_PROMPT, tmp_path) == [[True], [True, True], [True, True, True], [False, False, True, True]]

@@ -63,6 +63,7 @@ def connect(folder: str) -> Host | None:
     node_cache = HostNodeCache(seams)
     execution = HostExecution(seams)
     worker = WorkerQueue(seams, execution.wake)
+    worker.at_idle(node_cache.tidy)
     placement = HostPlacement(seams)
     uses = HostUses(seams, execution, placement)
     checker = host_selfcheck(lambda: execution.running is not None)

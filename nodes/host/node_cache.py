@@ -23,22 +23,32 @@ class HostNodeCache:
         self._seams = seams
         self._executor: Callable[[], Any] = lambda: None
         self._last: tuple[str, Mapping[str, Any]] | None = None
+        self._replaced: tuple[str, Mapping[str, Any]] | None = None
+        """By the last, and kept until nothing runs or one more has: freeing the thousand objects of a large graph takes 0.1 ms,
+        and not of the prompt that runs."""
+        self._runs = False
         seams.wrap(NODE_CACHE, execution.PromptExecutor, "execute", self._around)
 
     def _around(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._last = None
+        self._runs = True
         try:
             return original(*args, **kwargs)
         finally:
             prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
+            self._replaced, self._last = self._last, None
             if args and isinstance(prompt, dict):
                 self._executor = weakref.ref(args[0])
                 self._last = (str(kwargs.get("prompt_id", args[2] if len(args) > 2 else "")), prompt)
+            self._runs = False
+
+    def tidy(self) -> None:
+        """For when nothing runs."""
+        self._replaced = None
 
     def kept(self) -> Kept | None:
         """What there is of the last run; None while one runs, and where the cache can't be read."""
         last, executor = self._last, self._executor()
-        if last is None or executor is None:
+        if last is None or executor is None or self._runs:
             return None
         run, prompt = last
         outputs = getattr(getattr(executor, "caches", None), "outputs", None)
