@@ -8,6 +8,7 @@ usage, in the repository's root: .venv/bin/python tests/bench_overhead.py [--pai
 import argparse
 import os
 import platform
+import runpy
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,21 @@ load_pack()
 sys.path.insert(0, str(Path(__file__).parent / "real"))
 
 from host.process import start_host  # noqa: E402 - as the other benchmarks
-from overhead import INSTRUCTIONS, NODES, REPORT, STOPWATCH, Ask, Clock, Pairs, asking, difference, run_pairs, switched  # noqa: E402
+from overhead import (  # noqa: E402
+    CORES,
+    INSTRUCTIONS,
+    NODES,
+    REPORT,
+    STOPWATCH,
+    Ask,
+    Clock,
+    Pairs,
+    asking,
+    difference,
+    on_one_core,
+    run_pairs,
+    switched,
+)
 from real_comfyui import STATUS, RealComfyUI, start  # noqa: E402
 
 SECONDS_TO_SETTLE = 180
@@ -43,6 +58,10 @@ from the moment the worker takes it out of the queue to the moment it hands the 
 "In two hosts": one that has the pack and one that has not, both started anew again and again, since two processes differ by
 some per cent whatever runs in them. "In one host": the check of what is posted and the wrappers around prompts and nodes are
 switched on and off from prompt to prompt.
+
+"On one core": all threads of the host share one, so that nothing that any of them does escapes the clock ("time that passed"
+counts them all), and a thread finds in the core's caches what another has left there, always. "On all cores" they move from one
+to the other as they like, and the same host differs from itself by more than what is measured.
 Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """
@@ -80,6 +99,24 @@ def in_two_hosts(start_one: Start, starts: int, pairs: int) -> Pairs:
             for clock, more in run_pairs(ours, theirs, pairs // starts).items():
                 found[clock] += more
     return found
+
+
+def measure(what: str, start_one: Start, pairs: int, starts: int) -> list[str]:
+    """Tables of one host, of two where there are `starts`, all threads of each on one core, and of one host on all cores."""
+
+    def on_one(pack: bool) -> AbstractContextManager[Ask]:
+        return on_one_core(start_one(pack))
+
+    lines: list[str] = []
+    if CORES:
+        with on_one(True) as host:
+            lines += table(f"On one core, in one host, {what}", switched(host, pairs))
+        if starts:
+            found = in_two_hosts(on_one, starts, pairs)
+            lines += table(f"On one core, in two hosts, {what}, started {starts} times", found)
+    with start_one(True) as host:
+        lines += table(f"On all cores, in one host, {what}", switched(host, pairs))
+    return lines
 
 
 @contextmanager
@@ -120,6 +157,11 @@ def asking_real(host: RealComfyUI) -> Ask:
     return ask
 
 
+def release(checkout: str) -> str:
+    """Of a ComfyUI, as it calls itself."""
+    return runpy.run_path(str(Path(checkout) / "comfyui_version.py"))["__version__"]
+
+
 def let_it_settle(host: RealComfyUI) -> None:
     """The self-check runs once for each installation, when nothing else does: it is no cost of a prompt."""
     end = time.monotonic() + SECONDS_TO_SETTLE
@@ -139,24 +181,16 @@ def main() -> None:
     options = parser.parse_args(namespace=Options())
     lines: list[str] = []
     if options.pairs:
-        with start_host(custom_nodes=[STOPWATCH]) as host:
-            lines += table("In one host, the stand-in", switched(asking(host), options.pairs))
-        if options.starts:
-            found = in_two_hosts(stand_in, options.starts, options.pairs)
-            lines += table(f"In two hosts, the stand-in, started {options.starts} times", found)
+        lines += measure("the stand-in", stand_in, options.pairs, options.starts)
     if options.comfyui:
-        with real(options) as host:
-            version = f"ComfyUI {host.ask(STATUS)[1]['host']['comfyui_version']} on a simulated card"
-            lines += table(f"In one host, {version}", switched(asking_real(host), options.comfyui_pairs))
-        if options.comfyui_starts:
 
-            @contextmanager
-            def comfyui(pack: bool) -> Iterator[Ask]:
-                with real(options, pack) as host:
-                    yield asking_real(host)
+        @contextmanager
+        def comfyui(pack: bool) -> Iterator[Ask]:
+            with real(options, pack) as host:
+                yield asking_real(host)
 
-            found = in_two_hosts(comfyui, options.comfyui_starts, options.comfyui_pairs)
-            lines += table(f"In two hosts, {version}, started {options.comfyui_starts} times", found)
+        version = f"ComfyUI {release(options.comfyui)} on a simulated card"
+        lines += measure(version, comfyui, options.comfyui_pairs, options.comfyui_starts)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, shared with other work"
     lines.append(f"Machine: {machine}. Python {platform.python_version()}, torch {torch.__version__}.\n")
     text = HEAD + "\n".join(lines)

@@ -6,14 +6,18 @@ compared as well, since they are disturbed least. Which side goes first is drawn
 garbage collector, and then the same host differs from itself by 1 %.
 """
 
+import os
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from host.lab import Prompt, node
 from host.process import HostProcess
+
+T = TypeVar("T")
 
 STOPWATCH: Final = Path(__file__).parent / "host" / "packs" / "stopwatch.py"
 REPORT: Final = Path(__file__).parent.parent / "docs" / "overhead.md"
@@ -28,6 +32,23 @@ Clock = Literal["wall", "worker", "process"]
 
 Ask = Callable[[str, Any], Any]
 """GET a path of a host, or POST a body to it; returns the parsed answer."""
+
+
+CORES: Final = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+"""That we may use; empty where the system does not tell."""
+
+
+@contextmanager
+def on_one_core(host: AbstractContextManager[T]) -> Iterator[T]:
+    """All threads of a host that starts as its block is entered stay on one of CORES, and ours on the others."""
+    allowed, core = os.sched_getaffinity(0), max(CORES)
+    os.sched_setaffinity(0, {core})
+    try:
+        with host as started:
+            os.sched_setaffinity(0, CORES - {core} or CORES)
+            yield started
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def trivial_prompt(start: int, nodes: int = NODES) -> Prompt:

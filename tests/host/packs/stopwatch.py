@@ -1,7 +1,8 @@
 """A custom node for tests, in the stand-in as in a real ComfyUI: trivial nodes, and what each prompt costs the process.
 
 A prompt is timed from the moment the worker takes it out of the queue to the moment it hands the result in, so that whatever
-any pack puts around `PromptExecutor.execute` lies inside, in whichever order the packs were loaded.
+any pack puts around `PromptExecutor.execute` lies inside, in whichever order the packs were loaded. Its figures are told when
+the worker waits for the next one: what it does in between, as collecting garbage, then runs into no other prompt.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from server import PromptServer
 
 DONE = threading.Condition()
 FIGURES = {}
+MEASURED = {}
 STARTED = []
 
 
@@ -25,6 +27,9 @@ def now():
 
 def timed_get(original):
     def get(*args, **kwargs):
+        with DONE:
+            FIGURES.update(MEASURED)
+            DONE.notify_all()
         item = original(*args, **kwargs)
         if item is not None:
             STARTED[:] = now()
@@ -37,11 +42,8 @@ def timed_done(original):
     def task_done(self, item_id, *args, **kwargs):
         spent = [after - before for before, after in zip(STARTED, now(), strict=True)]
         prompt_id = self.currently_running[item_id][1]
-        result = original(self, item_id, *args, **kwargs)
-        with DONE:
-            FIGURES[prompt_id] = dict(zip(("wall", "worker", "process"), spent, strict=True))
-            DONE.notify_all()
-        return result
+        MEASURED[prompt_id] = dict(zip(("wall", "worker", "process"), spent, strict=True))
+        return original(self, item_id, *args, **kwargs)
 
     return task_done
 

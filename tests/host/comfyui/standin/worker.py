@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import time
 from typing import Any
 
 import comfy.model_management as model_management
@@ -9,6 +10,9 @@ import comfy.utils
 import execution
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
+
+GC_SECONDS = 10.0
+"""Between two collections (main.py:401 in 0.33)."""
 
 
 def hook_progress(server: Any) -> None:
@@ -31,16 +35,25 @@ def hook_progress(server: Any) -> None:
 
 def work(queue: execution.PromptQueue, server: Any) -> None:
     executor = execution.PromptExecutor(server)
+    collected, garbage = 0.0, False
     while True:
-        taken = queue.get(timeout=1000.0)
+        # what a prompt leaves is collected when nothing else is done, and at most this often
+        timeout = max(GC_SECONDS - (time.perf_counter() - collected), 0.0) if garbage else 1000.0
+        taken = queue.get(timeout=timeout)
         if taken is not None:
             _run_one(executor, queue, server, *taken)
+            garbage = True
         flags = queue.get_flags()
         if flags.get("unload_models", flags.get("free_memory")):
             model_management.unload_all_models()
+            collected, garbage = 0.0, True
         if flags.get("free_memory"):
             executor.reset()
-        gc.collect()
+            collected, garbage = 0.0, True
+        if garbage and time.perf_counter() - collected > GC_SECONDS:
+            gc.collect()
+            model_management.soft_empty_cache()
+            collected, garbage = time.perf_counter(), False
 
 
 def _run_one(executor: execution.PromptExecutor, queue: execution.PromptQueue, server: Any, item: Any, item_id: int) -> None:
