@@ -140,8 +140,9 @@ def run_pairs(ours: Ask, theirs: Ask, pairs: int, warm_up: int = 5, nodes: int =
     return found
 
 
-def switched(ask: Ask, pairs: int, warm_up: int = 5) -> Pairs:
-    """In one host, with the pack's check of what is posted and its wrappers in place, or not."""
+def switched(ask: Ask, pairs: int, warm_up: int = 5, against_itself: bool = False) -> Pairs:
+    """In one host, with the pack's check of what is posted and its wrappers in place, or not; `against_itself`: without them
+    on either side, which says how much of a difference is none."""
 
     def with_pack(on: bool) -> Ask:
         def told(path: str, body: Any) -> Any:
@@ -151,4 +152,4 @@ def switched(ask: Ask, pairs: int, warm_up: int = 5) -> Pairs:
 
         return told
 
-    return run_pairs(with_pack(True), with_pack(False), pairs, warm_up)
+    return run_pairs(with_pack(not against_itself), with_pack(False), pairs, warm_up)
