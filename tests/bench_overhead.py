@@ -61,7 +61,7 @@ switched on and off from prompt to prompt.
 
 "On one core": all threads of the host share one, so that nothing that any of them does escapes the clock ("time that passed"
 counts them all), and a thread always finds in the core's caches what another has left there. "On all cores" they move from one
-to the other as they like, and the same host differs more from itself.
+to the other as they like.
 Made by `tests/bench_overhead.py`. CI holds `tests/test_overhead.py` to five times 1 %.
 
 """

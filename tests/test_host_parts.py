@@ -301,7 +301,7 @@ def test_a_node_is_told_of_when_it_is_slow_fails_asks_for_models_nests_or_goes_o
 
 
 WORKER = """
-import threading
+import threading, weakref
 from concurrent.futures import CancelledError
 import comfy.model_management as model_management
 from vram_headroom.nodes.controls import Control
@@ -360,8 +360,11 @@ class Held:
         return ()
 nodes.NODE_CLASS_MAPPINGS["Held"] = Held
 reached, released = threading.Event(), threading.Event()
+class Prompt(dict): pass
+prompts = []
 def put(number, prompt_id, first):
-    prompt = {str(i): {"class_type": "Held", "inputs": {"number": i}} for i in (first, first + 1)}
+    prompt = Prompt({str(i): {"class_type": "Held", "inputs": {"number": i}} for i in (first, first + 1)})
+    prompts.append(weakref.ref(prompt))
     queue.put((number, prompt_id, prompt, {}, list(prompt), {}))
 idles.clear()
 put(1, "a", 1)
@@ -374,6 +377,8 @@ between.result(20)
 assert queue.wait_until_idle(20)
 found["boundary"] = [entry[0] for entry in said]
 found["idles"] = list(idles)
+queue.history.clear()
+found["there"] = [one() is not None for one in prompts]
 
 # ComfyUI's own wait does not look at its flags first: one that is set while the worker is busy wakes nobody
 class AsComfyUI(type(queue)):
@@ -434,39 +439,69 @@ def test_idle_is_told_only_when_nothing_waits(worker: dict[str, Any]) -> None:
     assert worker["idles"] == [0], "once, and not between the two prompts"
 
 
+def test_of_prompts_that_history_has_forgotten_only_the_last_is_kept_when_idle(worker: dict[str, Any]) -> None:
+    assert worker["there"] == [False, True]
+
+
 def test_a_call_made_while_the_worker_is_busy_between_prompts_is_not_slept_through(worker: dict[str, Any]) -> None:
     assert worker["late"] == "late"
 
 
-LAST_PROMPT = """
-import execution, weakref
+NODE_CACHE = """
+import execution, types, weakref
 from vram_headroom.nodes.host.node_cache import HostNodeCache
 from vram_headroom.nodes.host.seams import SeamTable
 
 class Prompt(dict): pass
 
+def kept():
+    found = cache.kept()
+    return found and [found.run, sorted(found.nodes)]
+
 class Executor:
+    def __init__(self):
+        keys = types.SimpleNamespace(get_data_key=lambda node_id: node_id)
+        self.caches = types.SimpleNamespace(outputs=types.SimpleNamespace(cache_key_set=keys, cache={"1": "its output"}))
     def execute(self, prompt, prompt_id, extra_data={}, execute_outputs=[]):
         there.append([one() is not None for one in prompts])
+        said.append(kept())
+        if prompt_id == "outer":
+            self.execute(Prompt(prompt), "inner")
+            said.append(kept())
 
 execution.PromptExecutor = Executor
 cache = HostNodeCache(SeamTable())
-executor, prompts, there = Executor(), [], []
+executor, prompts, there, said = Executor(), [], [], []
 
-def run():
-    prompt = Prompt()
+def run(prompt_id):
+    prompt = Prompt({"1": {}, "2": {}})
     prompts.append(weakref.ref(prompt))
-    executor.execute(prompt, str(len(prompts)))
+    executor.execute(prompt, prompt_id)
+    said.append(kept())
 
-run()
-run()
-run()
+run("a")
+run("b")
+run("c")
 cache.tidy()
-run()
-answer(there)
+run("d")
+freed = list(there)
+said.clear()
+run("e")
+run("outer")
+answer({"there": freed, "said": said})
 """
 
 
-def test_the_last_prompt_is_not_freed_in_the_time_of_the_next_one_and_no_other_is_kept(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def node_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return ask_inside(NODE_CACHE, tmp_path_factory.mktemp("node_cache"))
+
+
+def test_the_last_prompt_is_not_freed_in_the_time_of_the_next_one_and_no_other_is_kept(node_cache: dict[str, Any]) -> None:
     """ComfyUI's history may have been cleared: then ours is the last hold on its thousand objects."""
-    assert ask_inside(LAST_PROMPT, tmp_path) == [[True], [True, True], [True, True, True], [False, False, True, True]]
+    assert node_cache["there"] == [[True], [True, True], [True, True, True], [False, False, True, True]]
+
+
+def test_what_the_last_run_left_is_not_told_while_one_runs(node_cache: dict[str, Any]) -> None:
+    """Nor once a graph that a node runs has ended: the prompt around it has not."""
+    assert node_cache["said"] == [None, ["e", ["1"]], None, None, None, ["outer", ["1"]]]

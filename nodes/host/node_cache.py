@@ -30,7 +30,8 @@ class HostNodeCache:
         seams.wrap(NODE_CACHE, execution.PromptExecutor, "execute", self._around)
 
     def _around(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._runs = True
+        # a node may run a graph of its own
+        outer, self._runs = self._runs, True
         try:
             return original(*args, **kwargs)
         finally:
@@ -39,7 +40,7 @@ class HostNodeCache:
             if args and isinstance(prompt, dict):
                 self._executor = weakref.ref(args[0])
                 self._last = (str(kwargs.get("prompt_id", args[2] if len(args) > 2 else "")), prompt)
-            self._runs = False
+            self._runs = outer
 
     def tidy(self) -> None:
         """For when nothing runs."""
