@@ -1,6 +1,5 @@
 """The parts of nodes/host, on the stand-in's modules: spans of prompts and nodes, calls for the worker thread."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
