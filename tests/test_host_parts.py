@@ -118,7 +118,7 @@ for prompt in (failing, stopping, nesting, waits, one_of_two_fails, left_alone, 
 host.every_node("all of it", False)
 host.at_boundary(lambda: told.append(["first", "starts", "boundary"]))
 async def slow():
-    now[0] += SHORT_S
+    now[0] += 2 * SHORT_S
     seen.append([span.node_id for span in host.long_spans()])
     return [], {}, False, False
 async def asks():
@@ -135,7 +135,7 @@ async def waking():
     await get("2", plain)
 async def slowly(): await get("1", slow)
 async def looked_at():
-    now[0] += SHORT_S
+    now[0] += 2 * SHORT_S
     (span,), (again,) = host.long_spans(), host.long_spans()
     numbers.clear()
     host.tell(span)
@@ -169,7 +169,7 @@ async def overtaken():
     node_id = EndsWhenRead()
     call = execution.get_output_data("p", node_id, node(waits_a_while), {})
     call.send(None)
-    now[0] += SHORT_S
+    now[0] += 2 * SHORT_S
     def end():
         try:
             call.send(None)
@@ -180,6 +180,19 @@ async def overtaken():
     seen.append(len(host._spans))
 async def asking(): await get("1", asks)
 for prompt in (once, waking, slowly, failing, asking, nesting, waits, twice, overtaken):
+    seen.clear()
+    found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
+async def set_up_first():
+    # what ComfyUI does before the first node, which grows with the graph
+    now[0] = 301.0
+    await get("1", plain)
+    await get("2", plain)
+async def set_up_before_a_slow_one():
+    now[0] = 400.0
+    seen.append(host.running.node_id)
+    await get("1", looked_at)
+for prompt in (set_up_first, set_up_before_a_slow_one):
+    now[0] = 300.0
     seen.clear()
     found["quiet " + prompt.__name__] = {**run(prompt), "seen": list(seen)}
 async def handed_on(): await get("1", plain)
@@ -281,6 +294,15 @@ def test_a_graph_that_a_node_runs_is_part_of_its_prompt(spans: dict[str, Any]) -
 def test_a_node_that_does_nothing_remarkable_is_not_told_of(spans: dict[str, Any]) -> None:
     assert steps(spans["quiet once"]) == [["starts", "boundary"]], "the prompt's end"
     assert spans["quiet once"]["running"] is None
+
+
+def test_what_comfyui_does_before_the_first_node_does_not_count_for_it(spans: dict[str, Any]) -> None:
+    assert steps(spans["quiet set_up_first"]) == [["starts", "boundary"]], "the prompt's end"
+    running, looked_at = spans["quiet set_up_before_a_slow_one"]["seen"]
+    assert running is None, "nothing runs yet"
+    assert looked_at[4] == 400.0
+    told = [["starts", "1"], ["ends", "1", "NoneType"], ["starts", "boundary"], ["starts", "boundary"]]
+    assert steps(spans["quiet set_up_before_a_slow_one"]) == told
 
 
 def test_its_end_is_a_boundary_all_the_same_if_something_waits_for_one(spans: dict[str, Any]) -> None:
