@@ -110,7 +110,8 @@ def in_two_hosts(start_one: Start, starts: int, pairs: int) -> Pairs:
 
 def in_one_host(start_one: Start, starts: int, pairs: int) -> tuple[Pairs, Pairs]:
     """Pairs of a host with the pack switched on and off, and of one against itself, started anew `starts` times."""
-    found, itself = ({"wall": [], "worker": [], "process": []} for _ in range(2))
+    found: Pairs = {"wall": [], "worker": [], "process": []}
+    itself: Pairs = {"wall": [], "worker": [], "process": []}
     for _ in range(starts):
         with start_one(True) as host:
             for clock, more in switched(host, pairs // starts).items():
