@@ -321,6 +321,112 @@ def test_a_node_is_told_of_when_it_is_slow_fails_asks_for_models_nests_or_goes_o
     assert steps(spans["quiet waits"]) == [*told, boundary, boundary]
 
 
+PROMPTS = """
+import execution, sys
+from vram_headroom.nodes.host.execution import HostExecution
+from vram_headroom.nodes.host.seams import SeamTable
+
+def bound(self, prompt, prompt_id, extra_data={}, execute_outputs=[]):
+    return self, prompt, prompt_id, extra_data, execute_outputs
+
+class Executor:
+    def execute(PARAMETERS):
+        executor, prompt, prompt_id, extra_data, execute_outputs = GOT
+        frame, between = sys._getframe(1), 0
+        while frame.f_code.co_filename != "<string>":
+            frame, between = frame.f_back, between + 1
+        got.append([executor is runner, prompt, prompt_id, extra_data, execute_outputs])
+        frames.append(between)
+        executor.status_messages = [("execution_interrupted", {})]
+        if prompt == "fails": raise LookupError("no")
+        if prompt == "nests": execution.PromptExecutor.execute(executor, "inner", "n")
+        return "done"
+
+class Watcher:
+    def prompt_started(self, span): told.append(["starts", *span[:3], span.executor() is runner])
+    def prompt_ended(self, span): told.append(["ends", span.prompt_id, host.outcome])
+class Innermost:
+    def prompt_started(self, span): told.append(["innermost starts", span.prompt_id])
+    def prompt_ended(self, span): told.append(["innermost ends", span.prompt_id])
+
+execution.PromptExecutor = Executor
+got, frames, told = [], [], []
+runner = Executor()
+defaults = Executor.execute.__defaults__
+host = HostExecution(SeamTable())
+host.watch_innermost(Innermost())
+host.watch(Watcher())
+returned = [runner.execute("a", "1", {"x": 1}, ["9"]), runner.execute(prompt="b", prompt_id="2"),
+            runner.execute("c", "3", execute_outputs=[])]
+one_after_another, frames_between = list(told), list(frames)
+told.clear()
+runner.execute("nests", "4")
+nested = list(told)
+try:
+    runner.execute("fails", "5")
+except LookupError as error:
+    raised = str(error)
+answer({"got": got, "returned": returned, "told": one_after_another, "nested": nested, "raised": raised,
+        "frames": frames_between, "last": told[-1], "same": Executor.execute.__defaults__ is defaults})
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(
+            (
+                "self, prompt, prompt_id, extra_data={}, execute_outputs=[]",
+                "self, prompt, prompt_id, extra_data, execute_outputs",
+            ),
+            id="as in ComfyUI",
+        ),
+        pytest.param(
+            ("*args, **kwargs", "bound(*args, **kwargs)"),
+            id="as another pack's wrapper",
+        ),
+    ],
+)
+def prompts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    parameters, got = request.param
+    return ask_inside(PROMPTS.replace("PARAMETERS", parameters).replace("GOT", got), tmp_path_factory.mktemp("prompts"))
+
+
+def test_what_a_prompt_is_executed_with_is_handed_on(prompts: dict[str, Any]) -> None:
+    """However it is given, and with the very defaults that ComfyUI has."""
+    assert prompts["got"] == [
+        [True, "a", "1", {"x": 1}, ["9"]],
+        [True, "b", "2", {}, []],
+        [True, "c", "3", {}, []],
+        [True, "nests", "4", {}, []],
+        [True, "inner", "n", {}, []],
+        [True, "fails", "5", {}, []],
+    ]
+    assert prompts["returned"] == ["done"] * 3
+    assert prompts["same"]
+
+
+def test_a_prompts_start_and_end_are_told_with_its_outcome(prompts: dict[str, Any]) -> None:
+    assert prompts["told"][:4] == [
+        ["starts", "1", "a", ["9"], True],
+        ["innermost starts", "1"],
+        ["innermost ends", "1"],
+        ["ends", "1", "interrupted"],
+    ]
+    assert [entry[1] for entry in prompts["told"]] == ["1"] * 4 + ["2"] * 4 + ["3"] * 4
+    assert prompts["raised"] == "no"
+    assert prompts["last"] == ["ends", "5", "failed"]
+
+
+def test_a_prompt_within_a_prompt_is_not_told_of(prompts: dict[str, Any]) -> None:
+    assert [entry[1] for entry in prompts["nested"]] == ["4"] * 4
+
+
+def test_one_frame_of_ours_is_between_comfyui_and_its_own_execute(prompts: dict[str, Any]) -> None:
+    """Each takes room on the stack below everything that the prompt runs."""
+    assert prompts["frames"] == [1, 1, 1]
+
+
 WORKER = """
 import threading, weakref
 from concurrent.futures import CancelledError
@@ -470,6 +576,7 @@ def test_a_call_made_while_the_worker_is_busy_between_prompts_is_not_slept_throu
 
 NODE_CACHE = """
 import execution, types, weakref
+from vram_headroom.nodes.host.execution import HostExecution
 from vram_headroom.nodes.host.node_cache import HostNodeCache
 from vram_headroom.nodes.host.seams import SeamTable
 
@@ -491,7 +598,8 @@ class Executor:
             said.append(kept())
 
 execution.PromptExecutor = Executor
-cache = HostNodeCache(SeamTable())
+seams = SeamTable()
+cache = HostNodeCache(seams, HostExecution(seams))
 executor, prompts, there, said = Executor(), [], [], []
 
 def run(prompt_id):

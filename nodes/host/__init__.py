@@ -59,9 +59,8 @@ def connect(folder: str) -> Host | None:
     if other is not None:
         logger.warning("VRAM Headroom is installed twice: %s is used, remove %s", other, folder)
         return None
-    # before whoever is told of prompts: as one starts, the results of the last are still there
-    node_cache = HostNodeCache(seams)
     execution = HostExecution(seams)
+    node_cache = HostNodeCache(seams, execution)
     worker = WorkerQueue(seams, execution.wake)
     worker.at_idle(node_cache.tidy)
     placement = HostPlacement(seams)

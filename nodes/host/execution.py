@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
@@ -42,6 +43,9 @@ NODE_ARGUMENTS: Final = (
 )
 """Of get_output_data (execution.py:343 in 0.33, 328 in 0.8); ComfyUI passes the last three by name."""
 
+PROMPT_ARGUMENTS: Final = ("self", "prompt", "prompt_id", "extra_data", "execute_outputs")
+"""Of PromptExecutor.execute (execution.py:727 in 0.33)."""
+
 Call = tuple[Any, ...] | dict[str, Any]
 """A call of get_output_data: its first arguments by position, or all by name where there are none. While it runs
 no other is the same object. A NodeSpan is made of it only if somebody wants one."""
@@ -62,6 +66,8 @@ class PromptSpan(NamedTuple):
     """API format; ComfyUI's own dict, which is not to be changed."""
     outputs: list[str] | None
     """Output nodes that were asked for; None: all."""
+    executor: Callable[[], Any] = lambda: None
+    """The PromptExecutor that runs it, as long as there is one."""
 
 
 class NodeSpan(NamedTuple):
@@ -126,10 +132,11 @@ class HostExecution:
         self.outcome: RunState = "done"
         """How the prompt that ended last did, while watchers are told of its end and after."""
         self._watchers: list[PromptWatcher] = []
+        self._innermost: list[PromptWatcher] = []
         self._node_started: list[Callable[[NodeSpan], None]] = []
         self._node_ended: list[Callable[[NodeSpan, BaseException | None], None]] = []
         self._boundaries: list[Callable[[], None]] = []
-        seams.wrap(PROMPT_SPAN, execution.PromptExecutor, "execute", self._around_prompt)
+        seams.replace(PROMPT_SPAN, execution.PromptExecutor, "execute", self._watched_prompt)
         seams.replace(NODE_SPAN, execution, "get_output_data", self._watched_node)
 
     @property
@@ -185,6 +192,10 @@ class HostExecution:
         """Tell `watcher` of every prompt from now on: of its start after those who came before it, of its end before them."""
         self._watchers.append(watcher)
 
+    def watch_innermost(self, watcher: PromptWatcher) -> None:
+        """As `watch`, but of a start after all the others, whenever they came, and of an end before them."""
+        self._innermost.append(watcher)
+
     def watch_nodes(self, watcher: NodeWatcher) -> None:
         """Tell `watcher` of remarkable nodes from now on: of a start after those who came before it, of an end before them, so
         that what they know of the node is still there."""
@@ -210,37 +221,69 @@ class HostExecution:
         context = get_executing_context()
         return context.node_id if context else None
 
-    def _around_prompt(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._prompt_id is not None:
-            # a node that runs a graph of its own: its nodes are part of the prompt that runs
-            return original(*args, **kwargs)
-        # execute(self, prompt, prompt_id, extra_data, execute_outputs): the same order in every release seen
-        prompt_id = str(kwargs.get("prompt_id", args[2] if len(args) > 2 else ""))
-        prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
-        outputs = kwargs.get("execute_outputs", args[4] if len(args) > 4 else None)
-        span = PromptSpan(prompt_id, prompt, list(outputs) if outputs else None)
+    def _watched_prompt(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        if _takes(original, PROMPT_ARGUMENTS):
+            return self._prompt_as_known(original)
+
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            if self._prompt_id is not None:
+                return original(*args, **kwargs)
+            span = prompt_span(*args, **kwargs)
+            self._start_prompt(span)
+            try:
+                result = original(*args, **kwargs)
+                self.outcome = _outcome(span.executor())
+                return result
+            finally:
+                self._end_prompt(span)
+
+        return execute
+
+    def _prompt_as_known(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Of an execute that takes PROMPT_ARGUMENTS: a function that calls the next with its own arguments takes none of the
+        thread's C stack (Python 3.11 and later), so all that the prompt runs lies there where it would without us."""
+
+        def execute(executor: Any, prompt: Any, prompt_id: Any, extra_data: Any, execute_outputs: Any) -> Any:
+            if self._prompt_id is not None:
+                # a node that runs a graph of its own: its nodes are part of the prompt that runs
+                return original(executor, prompt, prompt_id, extra_data, execute_outputs)
+            span = prompt_span(executor, prompt, prompt_id, extra_data, execute_outputs)
+            self._start_prompt(span)
+            try:
+                result = original(executor, prompt, prompt_id, extra_data, execute_outputs)
+                self.outcome = _outcome(executor)
+                return result
+            finally:
+                self._end_prompt(span)
+
+        # the very same objects, whoever changes them
+        execute.__defaults__ = original.__defaults__
+        return execute
+
+    def _start_prompt(self, span: PromptSpan) -> None:
         for watcher in self._watchers:
             _guarded(watcher.prompt_started, span)
-        self._prompt_id = prompt_id
+        for watcher in self._innermost:
+            _guarded(watcher.prompt_started, span)
+        self._prompt_id = span.prompt_id
         self.outcome = "failed"
         self._since = self._clock()
         if self._alone is None:
             self._alone = NONE_YET
-        try:
-            result = original(*args, **kwargs)
-            self.outcome = _outcome(args[0] if args else None)
-            return result
-        finally:
-            # an async node whose prompt was stopped never says that it has ended
-            self._follow_all()
-            for open_span in list(self._open.values()):
-                self._end(open_span, None)
-            self._spans.clear()
-            self._prompt_id = None
-            self._newest = None
-            for watcher in reversed(self._watchers):
-                _guarded(watcher.prompt_ended, span)
-            self._at_boundary()
+
+    def _end_prompt(self, span: PromptSpan) -> None:
+        # an async node whose prompt was stopped never says that it has ended
+        self._follow_all()
+        for open_span in list(self._open.values()):
+            self._end(open_span, None)
+        self._spans.clear()
+        self._prompt_id = None
+        self._newest = None
+        for watcher in reversed(self._innermost):
+            _guarded(watcher.prompt_ended, span)
+        for watcher in reversed(self._watchers):
+            _guarded(watcher.prompt_ended, span)
+        self._at_boundary()
 
     def _watched_node(self, original: Callable[..., Any]) -> Callable[..., Any]:
         if _takes(original, NODE_ARGUMENTS):
@@ -390,6 +433,15 @@ class HostExecution:
             _guarded(call)
 
 
+def prompt_span(*args: Any, **kwargs: Any) -> PromptSpan:
+    """Of a call of PromptExecutor.execute, however it is given its arguments."""
+    # the same order in every release seen
+    given = dict(zip(PROMPT_ARGUMENTS, args, strict=False)) | kwargs
+    outputs = given.get("execute_outputs")
+    executor = _weakly(given.get("self"))
+    return PromptSpan(str(given.get("prompt_id", "")), given.get("prompt"), list(outputs) if outputs else None, executor)
+
+
 def _takes(function: Callable[..., Any], names: Sequence[str]) -> bool:
     """Whether `function` itself takes exactly these parameters. What a wrapper says of the function below it does not count."""
     try:
@@ -430,6 +482,13 @@ def _outcome(executor: object) -> RunState:
         if message and message[0] in OUTCOMES:
             return OUTCOMES[message[0]]
     return "done"
+
+
+def _weakly(one: object) -> Callable[[], Any]:
+    try:
+        return weakref.ref(one)
+    except TypeError:
+        return lambda: None
 
 
 def _failure(task: asyncio.Task[Any]) -> BaseException | None:

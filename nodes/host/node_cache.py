@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ import execution
 import nodes as comfy_nodes
 
 from ...vram.plan.rerun import Kept
-from .seams import NODE_CACHE, SeamTable
+from .execution import HostExecution, PromptSpan, prompt_span
+from .seams import NODE_CACHE, PROMPT_SPAN, SeamTable
 
 CORE: tuple[str, ...] = ("comfy_api.",)
 """Modules whose own `fingerprint_inputs` means that a node has none."""
@@ -19,7 +19,7 @@ CORE: tuple[str, ...] = ("comfy_api.",)
 class HostNodeCache:
     """Looks into the cache of the executor that ran last. Read from any thread; written by the worker thread only."""
 
-    def __init__(self, seams: SeamTable) -> None:
+    def __init__(self, seams: SeamTable, runs: HostExecution) -> None:
         self._seams = seams
         self._executor: Callable[[], Any] = lambda: None
         self._last: tuple[str, Mapping[str, Any]] | None = None
@@ -27,20 +27,33 @@ class HostNodeCache:
         """By the last, and kept until nothing runs or one more has: freeing the thousand objects of a large graph takes 0.1 ms,
         and not of the prompt that runs."""
         self._runs = False
-        seams.wrap(NODE_CACHE, execution.PromptExecutor, "execute", self._around)
+        if not seams.live(PROMPT_SPAN):
+            seams.wrap(NODE_CACHE, execution.PromptExecutor, "execute", self._around)
+        elif seams.note(NODE_CACHE, live=True):
+            # whoever is told of a prompt's start may still ask for the results of the last
+            runs.watch_innermost(self)
 
     def _around(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # a node may run a graph of its own
-        outer, self._runs = self._runs, True
+        """Where nobody tells of prompts."""
+        if self._runs:
+            # a node that runs a graph of its own
+            return original(*args, **kwargs)
+        span = prompt_span(*args, **kwargs)
+        self.prompt_started(span)
         try:
             return original(*args, **kwargs)
         finally:
-            prompt = kwargs.get("prompt", args[1] if len(args) > 1 else None)
-            self._replaced, self._last = self._last, None
-            if args and isinstance(prompt, dict):
-                self._executor = weakref.ref(args[0])
-                self._last = (str(kwargs.get("prompt_id", args[2] if len(args) > 2 else "")), prompt)
-            self._runs = outer
+            self.prompt_ended(span)
+
+    def prompt_started(self, span: PromptSpan) -> None:
+        self._runs = True
+
+    def prompt_ended(self, span: PromptSpan) -> None:
+        self._replaced, self._last = self._last, None
+        if isinstance(span.prompt, dict):
+            self._executor = span.executor
+            self._last = (span.prompt_id, span.prompt)
+        self._runs = False
 
     def tidy(self) -> None:
         """For when nothing runs."""
